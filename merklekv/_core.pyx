@@ -61,7 +61,7 @@ cdef extern from "<sys/socket.h>":
 cdef extern from "<sys/epoll.h>":
     enum: EPOLLIN
 
-INTERFACE = 8
+INTERFACE = 9
 
 ctypedef unsigned char byte
 
@@ -1044,6 +1044,7 @@ cdef class Durations:
 cdef enum:
     EACH = 1024  # connections at a time
     GATHERED_MAX = 128  # see net/tick.py
+    ALIKE_BYTES = 1 << 20
     FAILED = -2  # in the place of a descriptor
 
 cdef class Channel:
@@ -1235,12 +1236,15 @@ def alike(list requests not None, Py_ssize_t first, Py_ssize_t most):
     return requests[first:first + count_alike(requests, first, most)]
 
 cdef Py_ssize_t count_alike(list requests, Py_ssize_t first, Py_ssize_t most) except -1:
-    cdef Py_ssize_t count = 0
+    cdef Py_ssize_t count = 0, size = 0
     one = requests[first]
     name, parts = one[0], len(one)
     for number in range(first, min(len(requests), first + most)):
         request = requests[number]
         if len(request) != parts or (request[0] is not name and request[0] != name):
+            break
+        size += len(request[parts - 1])
+        if size > ALIKE_BYTES and count:
             break
         count += 1
     return count

@@ -32,12 +32,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from merklekv import __version__, core
 from merklekv.address import format_address, is_address, parse_address
+from merklekv.available_memory import available_memory
 from merklekv.config import Loaded
 from merklekv.engine.clock_watch import ClockWatch
 from merklekv.engine.engine import Engine
+from merklekv.engine.options import MIN_MEMTABLE_SIZE
 from merklekv.errors import MerkleKVError
 from merklekv.exit_codes import EXIT_OK, EXIT_SLOW_STOP, EXIT_STORAGE
 from merklekv.logging_setup import dropped_lines, flush_log, name_node, set_level, start_logging
+from merklekv.malloc import give_memory_back
 from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import records
@@ -70,6 +73,12 @@ SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
 SHOWN_PEERS = 5
+# Of the memory that a process may have, in a container or on a small machine: room for what clients hold and one copy
+# of it, for five memtables as objects, and for the checkpoint process.
+MEMORY_SHARE = 4
+MEMTABLE_SHARE = 32
+MEMORY_VALUES = 4  # what clients hold is at least this many of the largest values
+INBOX_SHARE = 8  # messages of other nodes wait in an eighth of the memory of all clients
 LOOK_S = 1.0  # between two looks at the wall clock and at the workers, at most
 
 log = logging.getLogger("merklekv.node")
@@ -172,7 +181,7 @@ class Node:
     def start(self) -> None:
         """Open the data and listen. Raises the errors of the engine and of the server."""
         with ExitStack() as parts:
-            settings = self._settings
+            settings = self._settings = fit(self._settings, available_memory())
             self.engine = Engine(
                 settings.storage_path,
                 durability=settings.durability,
@@ -184,7 +193,7 @@ class Node:
                 retain_log_seconds=settings.retain_log_seconds,
             )
             parts.callback(self.engine.close)
-            reply_bytes = max(REPLY_BYTES_MAX, settings.max_value_size + REPLY_ROOM_BYTES)  # no longer one is taken
+            reply_bytes = settings.max_value_size + REPLY_ROOM_BYTES  # of other nodes: no longer one is taken
             self.engine.directory.warn_of_readers()
             self.node_id = settings.replication.client_id or stored_node_id(
                 settings.storage_path, node_of(self.engine.metadata.get(METADATA_MEMBERS, b""))
@@ -284,7 +293,7 @@ class Node:
             from merklekv.replication.stream.mqtt import BrokerSettings
             from merklekv.replication.stream.replicator import Replicator
 
-            given = self._settings.replication
+            given, memory = self._settings.replication, self.server.context.memory
             broker = BrokerSettings(
                 host=given.mqtt_broker,
                 port=given.mqtt_port,
@@ -306,7 +315,9 @@ class Node:
                 address=self.advertised_address,
                 heartbeat_s=given.heartbeat_seconds,
                 store_id=self.members.identity.store_id.hex(),
+                inbox_bytes=memory.limit // INBOX_SHARE,
             )
+            memory.others.append(lambda: replicator.waiting_bytes)
             pubsub = self.server.context.pubsub
             replicator.pubsub.deliver = lambda channel, payload: pubsub.deliver(Message(channel, payload))
             replicator.start()
@@ -464,6 +475,7 @@ def _start(node: Node, settings: Settings, limit_its_stop: Callable[[], None]) -
     # A thread that returns from the kernel waits this long for the interpreter while another one computes. With 5 ms,
     # Python's default, clients would wait so long for each sync and send while events of other nodes are merged.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    give_memory_back()
     # A thread from the start on: a stop may find none left.
     threading.Thread(target=limit_its_stop, name="stop-deadline", daemon=True).start()
     node.start()
@@ -510,11 +522,23 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def fit(settings: Settings, available: int) -> Settings:
+    """The same, but with no more than this node can use if it may have so many bytes of memory. Logs a warning."""
+    memory = min(settings.limits.memory, max(available // MEMORY_SHARE, MEMORY_VALUES * settings.max_value_size))
+    memtable = min(settings.memtable_size, max(available // MEMTABLE_SHARE, MIN_MEMTABLE_SIZE))
+    if memory < settings.limits.memory or memtable < settings.memtable_size:
+        fields = {"bytes": available, "memory": memory, "memtable": memtable}
+        text = "this process may use %(bytes)d bytes of memory: limits.memory is %(memory)d, memtable_size %(memtable)d"
+        log.warning(text, fields)
+    return replace(settings, memtable_size=memtable, limits=replace(settings.limits, memory=memory))
+
+
 def limits_of(settings: Settings) -> Limits:
     """The server's limits from the settings; all others are the protocol's own."""
     return Limits(
         connections=settings.limits.max_connections,
         request_bytes=settings.limits.max_request_bytes,
         output_hard_bytes=settings.limits.max_output_bytes,
+        memory_bytes=settings.limits.memory,
         idle_timeout_s=settings.limits.idle_timeout_seconds,
     )

@@ -48,7 +48,12 @@ class LimitSettings:
         64 * MiB, types.size(1 * MiB, 4 * GiB), "largest RESP request; never less than the largest value needs"
     )
     max_output_bytes: int = setting(
-        256 * MiB, types.size(1 * MiB, 64 * GiB), "unread replies kept for one client before it is cut off"
+        128 * MiB, types.size(1 * MiB, 64 * GiB), "unread replies kept for one client before it is cut off"
+    )
+    memory: int = setting(
+        256 * MiB,
+        types.size(16 * MiB, 1024 * GiB),
+        "what requests under way, unread replies and unread messages of other nodes may take together",
     )
     idle_timeout_seconds: int = setting(
         0, types.integer(0, 31_536_000), "disconnect a client after this silence; 0 is never"

@@ -1,8 +1,8 @@
 """Tells a shortage from a failure of the disk.
 
-A shortage (of descriptors, memory, processes, room on disk, or permission) harms no stored data. It ends by itself or
-when the administrator acts; until then the caller waits, refuses, or tries again. Any other error of reading, writing
-or syncing data is a failed disk: its content is unknown afterwards.
+A shortage (of descriptors, memory, processes, room on disk, permission, or of a file system that takes writes) harms
+no stored data. It ends by itself or when the administrator acts; until then the caller waits, refuses, or tries again.
+Any other error of reading, writing or syncing data is a failed disk: its content is unknown afterwards.
 """
 
 import errno
@@ -23,6 +23,7 @@ SHORTAGES: Final = NO_ROOM | {
     errno.ENOBUFS,
     errno.EACCES,
     errno.EPERM,
+    errno.EROFS,  # if a failed disk is the cause, the next sync fails
 }
 
 

@@ -11,6 +11,7 @@ pytest_plugins = [
     "fixtures.crash",
     "fixtures.differential",
     "fixtures.small_disk",
+    "fixtures.box",
     "fixtures.proxy",
     "fixtures.browser",
     "fixtures.demo",

@@ -49,6 +49,7 @@ def test_the_protocol_page_has_the_limits_in_force() -> None:
     assert f"{limits.arguments:,}" in text
     assert f"`limits.max_request_bytes`, {limits.request_bytes >> 20} MiB" in text
     assert f"`limits.max_output_bytes`, {limits.output_hard_bytes >> 20} MiB" in text
+    assert f"`limits.memory`, {limits.memory_bytes >> 20} MiB" in text
 
 
 def test_the_settings_leave_the_limits_at_the_servers_own_defaults() -> None:

@@ -5,9 +5,12 @@ import os
 import pwd
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 from merklekv.errors import Corruption, DirectoryUnwritable, MerkleKVError, StorageFailed
 from merklekv.shortage import is_shortage, shortage_of
+
+_NAME_ERRORS: Final = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 def trouble(error: OSError, directory: Path) -> MerkleKVError:
@@ -17,6 +20,8 @@ def trouble(error: OSError, directory: Path) -> MerkleKVError:
     if error.errno == errno.EROFS:
         return DirectoryUnwritable(f"{directory}: cannot write the data directory: {error.strerror}")
     what = f"{error.filename or directory}: cannot be opened"
+    if error.errno in _NAME_ERRORS:
+        return DirectoryUnwritable(f"{what}: {error.strerror}")
     return shortage_of(error, what) if is_shortage(error) else StorageFailed(f"{what}: {error.strerror}")
 
 

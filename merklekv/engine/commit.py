@@ -23,12 +23,15 @@ from merklekv.engine.options import Durability
 from merklekv.engine.recovery import replay
 from merklekv.engine.table import Table
 from merklekv.errors import Shortage, StorageFailed
-from merklekv.shortage import reason_of, shortage_of
+from merklekv.pause import pause
+from merklekv.shortage import is_shortage, reason_of, shortage_of
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
 
 ROLL_BACKS_KEPT: Final = 64
+ROLL_BACK_PATIENCE_S: Final = 10.0  # with a shortage; nobody is served meanwhile, and the process ends behind it
+ROLL_BACK_POLL_S: Final = 0.1
 SYNC_INTERVAL_S: Final = 0.5  # from start to start: the other half of the second is for the sync itself
 
 
@@ -190,9 +193,7 @@ class GroupCommit:
             lost = range(self._stored_below, self._log.frame + 1)
             try:
                 self._log.take_back()
-                replayed = replay(self._log.directory, self._table.base, self._table.segments_to_replay())
-                self._log.resume(replayed.sequence)
-                self._table.restore(replayed)
+                self._restore_table()
             except Exception as error:
                 failure = StorageFailed(f"{self._path}: cannot roll writes back: {reason_of(error)}")
                 self._gate.fail(failure)
@@ -207,6 +208,19 @@ class GroupCommit:
             for call in self.after_roll_back:
                 call()
             self.committed = self._log.appended  # last: a thread that reads it finds the rest in place
+
+    def _restore_table(self) -> None:
+        """Makes the table anew from the log; with a shortage again, for a while."""
+        deadline = time.monotonic() + ROLL_BACK_PATIENCE_S
+        while True:
+            try:
+                replayed = replay(self._log.directory, self._table.base, self._table.segments_to_replay())
+                self._log.resume(replayed.sequence)
+                return self._table.restore(replayed)
+            except Exception as error:
+                if not is_shortage(error) or time.monotonic() > deadline:
+                    raise
+            pause(ROLL_BACK_POLL_S)
 
     # -- metadata entries that come before any write -------------------------------------------------------------------
 

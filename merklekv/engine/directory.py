@@ -9,6 +9,7 @@ same until the swap is durable, so either may be the one that a crash leaves: a 
 belongs to the file: what has the old base open goes on reading it.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -36,6 +37,7 @@ from merklekv.errors import (
 )
 from merklekv.files import DIRECTORY_MODE, FILE_MODE, replace_file
 from merklekv.pause import pause
+from merklekv.shortage import shortage_of
 
 ORPHAN_TIMEOUT_S: Final = 10.0  # how long the checkpoint process of a killed server may need to notice
 ORPHAN_POLL_S: Final = 0.02
@@ -96,12 +98,15 @@ class DataDirectory:
         """Raises StorageFailed when the directory, its base or its log was moved away or replaced since the start.
 
         Files are opened by name: what is written next would go elsewhere, maybe into the directory of another node.
+        Raises Shortage when that cannot be told.
         """
         for path, status in self._parts.items():
             try:
                 is_same = os.path.samestat(path.stat(), status)
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 is_same = False
+            except OSError as error:
+                raise shortage_of(error, f"{path}: cannot be found") from error
             if not is_same:
                 raise StorageFailed(f"{path}: was moved or replaced while it was in use; put it back, then start again")
 
@@ -313,7 +318,9 @@ def _require_kinds(path: Path) -> None:
 def _kind(path: Path, follow_symlinks: bool) -> int | None:
     try:
         return stat.S_IFMT(path.stat(follow_symlinks=follow_symlinks).st_mode)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         return stat.S_IFLNK if path.is_symlink() else None
 
 

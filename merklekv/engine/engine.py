@@ -590,6 +590,12 @@ class Engine:
         """The error of the last roll-back, as clients get it."""
         return self.gate.rolled_back
 
+    @property
+    def memtables_bytes(self) -> int:
+        """What all memtables are taken to use."""
+        with self.lock:
+            return sum(table.charged for table in self.table.tables)
+
     def refusal(self) -> str:
         """Why writes are refused now, in a sentence; empty while they are taken, or only wait."""
         with self.lock:

@@ -39,12 +39,23 @@ SPARE: Final = 32  # this part of `kept` stays free on the disk itself
 RESERVE_FILE: Final = ".reserve"
 KEY_BYTES: Final = 12 * 4096  # pages that a key of a transaction copies, until the transaction after the next
 TRANSACTION_KEYS_MIN: Final = 16
+UNKNOWN_SPACE: Final = 1 << 60
+
+
+def disk_space(directory: Path) -> tuple[int, int]:
+    """Bytes of the file system of a directory, and how many of them are free for this user.
+
+    Very many where the file system does not say: FUSE, and tmpfs without a limit, report no blocks at all.
+    """
+    status = os.statvfs(directory)
+    if not status.f_blocks:
+        return UNKNOWN_SPACE, UNKNOWN_SPACE
+    return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
 
 def transaction_keys(base: BaseWriter, directory: Path, most: int) -> int:
     """How many keys, up to `most`, a transaction of a checkpoint may change: fewer copy fewer pages."""
-    status = os.statvfs(directory)
-    space = status.f_bavail * status.f_frsize + base.free_bytes
+    space = disk_space(directory)[1] + base.free_bytes
     return max(min(TRANSACTION_KEYS_MIN, most), min(most, space // KEY_BYTES))
 
 
@@ -164,8 +175,8 @@ class Headroom:
 
     def _look(self) -> tuple[int, int]:
         """Bytes to keep on this disk, and bytes free."""
-        status = os.statvfs(self._directory)
-        return min(KEPT, status.f_blocks * status.f_frsize // 4), status.f_bavail * status.f_frsize
+        size, free = disk_space(self._directory)
+        return min(KEPT, size // 4), free
 
     def _make(self, kept: int, free: int) -> None:
         """Makes the reserve file as large as it has to be, or as the disk allows."""

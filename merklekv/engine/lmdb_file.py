@@ -21,6 +21,7 @@ from lmdb.verify import VerifyError, verify
 from merklekv.engine.access import damage, trouble
 
 MAGIC: Final = 0xBEEFC0DE
+VERSIONS: Final = (1, 2)  # of data formats 0.9 and 1.0
 HEADER_SIZES: Final = (16, 24)
 PAGE_SIZES: Final = tuple(1 << bits for bits in range(8, 17))
 # LMDB's lists of several values to a key: a long list has pages of its own, and when it is emptied, LMDB 0.9 goes on
@@ -30,7 +31,7 @@ _PAGES_OF_LISTS: Final = re.compile(
     r"(?: \((\d+) with dup sub-trees\))?, record says (\d+)"
 )
 FIRST_SYNC: Final = 3 * mmap.PAGESIZE  # bytes
-_META: Final = Struct("=I20xI92xQQ")  # magic, page size, last page, transaction
+_META: Final = Struct("=II16xI92xQQ")  # magic, version, page size, last page, transaction
 
 
 def is_new(data: Path) -> bool:
@@ -93,15 +94,16 @@ def _size_needed(fd: int) -> int | None:
     """Bytes up to the end of the last page, None without two meta pages."""
     for header in HEADER_SIZES:
         first = _meta(fd, header)
-        if first is not None and first[1] in PAGE_SIZES:
-            second = _meta(fd, first[1] + header)
+        if first is not None and first[0] in PAGE_SIZES:
+            second = _meta(fd, first[0] + header)
             if second is not None:
-                _, page_size, last_page, _ = max(first, second, key=lambda meta: meta[3])
+                page_size, last_page, _ = max(first, second, key=lambda meta: meta[2])
                 return int((last_page + 1) * page_size)
     return None
 
 
-def _meta(fd: int, position: int) -> tuple[int, int, int, int] | None:
+def _meta(fd: int, position: int) -> tuple[int, int, int] | None:
+    """Page size, last page and transaction."""
     packed = os.pread(fd, _META.size, position)
-    meta = _META.unpack(packed) if len(packed) == _META.size else (0, 0, 0, 0)
-    return meta if meta[0] == MAGIC else None
+    magic, version, *meta = _META.unpack(packed) if len(packed) == _META.size else (0, 0, 0, 0, 0)
+    return (meta[0], meta[1], meta[2]) if magic == MAGIC and version in VERSIONS else None

@@ -563,10 +563,10 @@ class Table:
         """Whether the tree is right only after a checkpoint of the active segment: of a truncation or a repair."""
         return not self.frozen and (not self.is_swept or self.repair_lsn == self.active.lsn)
 
-    def freeze(self, lsn: int) -> None:
-        """Starts a new memtable, for the segment at `lsn`."""
+    def freeze(self, following: Memtable) -> None:
+        """Goes on with this new memtable."""
         self.frozen.insert(0, self.active)
-        self._adopt_active(Memtable(lsn))
+        self._adopt_active(following)
 
     def take_over_base(self) -> None:
         """Moves to the base's newest snapshot and drops the memtables that it has taken in.  Raises Shortage."""

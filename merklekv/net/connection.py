@@ -22,7 +22,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Self
 
-from merklekv.net.limits import BULK_BYTES_MIN, LINGER_S, SEND_BYTES
+from merklekv.net.limits import ARGUMENT_BYTES, BULK_BYTES_MIN, CONNECTION_BYTES, LINGER_S, SEND_BYTES, WATCHED_BYTES
+from merklekv.net.memory import held_by
 from merklekv.net.protocol.resp import Push, RespParser
 from merklekv.net.protocol.text import FOREIGN, REFUSED, Request, TextParser
 from merklekv.net.registry import Entry, Long, Pause
@@ -128,7 +129,7 @@ class Connection(Session):
             self.use(None)
             limits = context.limits
             bulk_bytes = max(self.engine.max_value_size, BULK_BYTES_MIN)
-            self.parser = RespParser(bulk_bytes, limits.arguments, context.request_bytes)
+            self.parser = RespParser(bulk_bytes, limits.arguments, limits.request_bytes)
         else:
             self.parser = TextParser(context.limits.line_bytes)
         self.feed = self.parser.feed
@@ -144,7 +145,22 @@ class Connection(Session):
     @property
     def held_bytes(self) -> int:
         """What has come of the next request."""
-        return self.parser.held_bytes if self.parser else 0
+        parser = self.parser  # looked up once: another thread may ask
+        return parser.held_bytes if parser else 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the server holds for this client."""
+        size = CONNECTION_BYTES + self.unsent_bytes + held_by(self.task)
+        if parser := self.parser:
+            size += parser.held_bytes + ARGUMENT_BYTES * parser.held_arguments
+        if transaction := self.transaction:
+            size += transaction.bytes
+        if self.backlog:
+            size += sum(sum(map(len, request)) + ARGUMENT_BYTES * len(request) for request in self.backlog)
+        if self.watched:
+            size += sum(map(len, self.watched)) + WATCHED_BYTES * len(self.watched)
+        return size
 
     # -- states ------------------------------------------------------------------------------------------------------
 
@@ -218,8 +234,9 @@ class Connection(Session):
 
     def _drop_requests(self) -> None:
         self.context.monitor.leave(self)
-        self.feed = _discard
+        self.feed, self.parser = _discard, None
         self.backlog = []
+        self.transaction, self.watched = None, {}
         self.context.pubsub.leave(self)
         task, self.task, self.waits_for = self.task, None, None
         if task is not None:

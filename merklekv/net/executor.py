@@ -22,6 +22,7 @@ from merklekv.histogram import Histogram
 from merklekv.net import limits
 from merklekv.net.connection import CLOSED, OPEN, Connection
 from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.memory import held_by
 from merklekv.net.monitor import redacted
 from merklekv.net.parts import Parts
 from merklekv.net.protocol.resp import Push
@@ -29,6 +30,7 @@ from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry, Long
 from merklekv.net.session import Context, writable
 from merklekv.net.tick import alike, answer_each
+from merklekv.shortage import is_shortage, reason_of
 
 BATCH_REQUESTS = 128  # in one call; a batch that takes nothing costs a look at this many
 
@@ -103,6 +105,7 @@ class Executor:
                 if log.frame != frame:
                     frame = parts.begin_if_due(self.answered)
                 if reply is None:
+                    self._context.memory.grown += held_by(connection.task)
                     connection.task_s = monotonic() - began
                     break
             except Stalled:
@@ -111,7 +114,7 @@ class Executor:
                 break
             except Exception as problem:  # noqa: BLE001  all of them, logged by `_explain`
                 entry.count_failure(problem)
-                reply = self._explain(connection, problem)
+                reply = self._explain(connection, _or_shortage(problem))
                 if connection.state is not OPEN:
                     end = at  # nothing more runs
             replies.append(reply)
@@ -225,6 +228,13 @@ class Executor:
 
     def _log(self, connection: Connection, problem: Exception) -> None:
         self._context.report(type(problem).__name__, f"request of {connection.address} failed", problem)
+
+
+def _or_shortage(problem: Exception) -> Exception:
+    """A shortage of files or the like that a command has met, as the error that leaves the connection usable."""
+    if isinstance(problem, OSError) and is_shortage(problem):
+        return RequestError(f"resource shortage: {reason_of(problem)}; try again later")
+    return problem
 
 
 def _advance(connection: Connection, task: Long, until: float) -> bytes | None:

@@ -7,7 +7,9 @@ because no other value was found to be better.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from merklekv.errors import InvalidArgument
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -17,8 +19,13 @@ MIB = 1024 * 1024
 RECEIVE_BYTES_MAX = 64 * KIB
 RECEIVE_BYTES_MIN = 4 * KIB
 TICK_BYTES = MIB
+# Reading takes about 1 ms for these. After a tick in which it takes longer than READ_S, each connection is read half as
+# much: many tiny arguments take a hundred times as long to parse.
+READ_S = 0.02
 # Replies wait in memory for the commit; a tick that has gathered this much commits and sends early.
 TICK_OUTPUT_BYTES = 8 * MIB
+# Writes wait in memory for the commit, too, and are copied into one frame of the log.
+TICK_WRITTEN_BYTES = 8 * MIB
 # Replies that a client was slow to read are sent on in pieces of this size.
 SEND_BYTES = 64 * KIB
 # Before a commit that waits for the disk, a tick reads again this many times what has arrived meanwhile.
@@ -78,6 +85,13 @@ BOARD_BYTES_MAX = 16 * MIB
 # Commands that run in a thread of their own (SYNC), all clients together. More are refused: each keeps a thread for as
 # long as another node takes, and many threads slow the workers down.
 COMMAND_THREADS_MAX = 8
+# What a connection takes beside what it holds.
+CONNECTION_BYTES = 4 * KIB
+# What an argument costs beside its bytes, and a key that a client watches.
+ARGUMENT_BYTES = 64
+WATCHED_BYTES = 256
+# A large value is there several times while a request is read, stored and answered.
+VALUES_IN_HALF = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +103,25 @@ class Limits:
     arguments: int = MIB  # of one RESP request, its name included
     request_bytes: int = 64 * MIB  # one whole RESP request; never less than the largest value needs
     output_soft_bytes: int = MIB  # unsent output above this: no further request of that connection is run
-    output_hard_bytes: int = 256 * MIB  # above this: the connection is closed
+    output_hard_bytes: int = 128 * MIB  # above this: the connection is closed
+    memory_bytes: int = 256 * MIB  # of all clients together, and of the messages of other nodes that wait
     idle_timeout_s: float = 0.0  # 0: an idle connection stays
+
+    def within(self, value_bytes: int) -> Limits:
+        """The same, so that one request or reply takes no more than half of the memory of all.
+
+        Raises InvalidArgument if that leaves too little for values of so many bytes.
+        """
+        half = self.memory_bytes // 2
+        if self.output_hard_bytes < value_bytes:
+            raise InvalidArgument(
+                f"the output limit of {self.output_hard_bytes} bytes is less than the largest value, {value_bytes} "
+                "bytes: raise the first or lower the second"
+            )
+        if half < VALUES_IN_HALF * value_bytes:
+            raise InvalidArgument(
+                f"{self.memory_bytes} bytes of memory for clients are less than {2 * VALUES_IN_HALF} times the largest "
+                f"value, {value_bytes} bytes: raise the first or lower the second"
+            )
+        request_bytes = min(half, max(self.request_bytes, value_bytes + REQUEST_ROOM_BYTES))
+        return replace(self, request_bytes=request_bytes, output_hard_bytes=min(half, self.output_hard_bytes))

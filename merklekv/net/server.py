@@ -41,7 +41,7 @@ from merklekv.net.limits import (
 )
 from merklekv.net.listening import PROTECTED, is_loopback, listen
 from merklekv.net.script.interpreter import Interpreter
-from merklekv.net.session import Context, Services, Session
+from merklekv.net.session import Context, Services
 from merklekv.net.sockets import set_up
 from merklekv.net.worker import Worker
 
@@ -72,17 +72,12 @@ class Server:
         other_files: int = 0,
         fatal: Callable[[Exception], None] = _log_fatal,
     ) -> None:
-        limits = limits or Limits()
-        if limits.output_hard_bytes < engine.max_value_size:
-            raise InvalidArgument(
-                f"the output limit of {limits.output_hard_bytes} bytes is less than the largest value, "
-                f"{engine.max_value_size} bytes: raise the first or lower the second"
-            )
+        limits = (limits or Limits()).within(engine.max_value_size)
         self._host = host
         self._port = port
         self._allow_remote = allow_remote
         self.context = Context(engine, services or Services(), limits, text_protocol)
-        self.context.sessions = self._sessions
+        self.context.connections = self._connections
         self.context.scripts = Interpreter(self.context)
         self.context.host, self.context.allow_remote = host, allow_remote
         self._threads = threads
@@ -146,8 +141,8 @@ class Server:
         deadline = time.monotonic() + timeout_s
         return all(answer.wait(deadline - time.monotonic()) for answer in self.look_at_workers())
 
-    def _sessions(self) -> list[Session]:
-        return [one for worker in self.workers for one in list(worker.connections.values()) if not one.refusal]
+    def _connections(self) -> list[Connection]:
+        return [one for worker in self.workers for one in list(worker.connections.values())]
 
     def _accept(self, listener: socket.socket) -> None:
         """Accepts the clients that wait at a listener. Runs in the first worker's thread."""
@@ -199,7 +194,7 @@ class Server:
         if not self._allow_remote and not is_loopback(host):
             return PROTECTED
         limit = self.context.limits.connections
-        if present >= limit and len(self._sessions()) >= limit:  # refused ones do not count
+        if present >= limit and len(self.context.sessions()) >= limit:  # refused ones do not count
             return TOO_MANY
         return ""
 

@@ -16,11 +16,13 @@ from merklekv.errors import MerkleKVError
 from merklekv.histogram import Histogram
 from merklekv.log_throttle import LogThrottle
 from merklekv.net.channel import Channel
+from merklekv.net.client import REPLY_ROOM_BYTES
 from merklekv.net.client_pause import ClientPause
 from merklekv.net.errors import RequestError
 from merklekv.net.home import Home
 from merklekv.net.interception import Interception
-from merklekv.net.limits import COMMAND_THREADS_MAX, CURSORS_MAX, REQUEST_ROOM_BYTES, Limits
+from merklekv.net.limits import COMMAND_THREADS_MAX, CURSORS_MAX, Limits
+from merklekv.net.memory import Memory
 from merklekv.net.monitor import Monitor
 from merklekv.net.notifications import Notifications
 from merklekv.net.protocol import resp, text
@@ -31,6 +33,7 @@ from merklekv.net.transaction import Transaction
 from merklekv.net.vitals import Vitals
 
 if TYPE_CHECKING:
+    from merklekv.net.connection import Connection
     from merklekv.net.script.interpreter import Interpreter
 
 log = logging.getLogger(__name__)
@@ -91,6 +94,7 @@ class Traffic:
     refused: int = 0  # over the limit, or from beyond loopback
     protocol_errors: int = 0
     output_limit_closed: int = 0
+    evicted: int = 0  # closed because clients together held too much
     idle_closed: int = 0
     foreign_protocol_closed: int = 0  # clients that send HTTP or TLS
     input_bytes: int = 0
@@ -172,11 +176,14 @@ class Context:
         self.monitor = Monitor(self.interception)
         self.client_pause = ClientPause(self.interception)
         self.throttle = LogThrottle(log)  # for warnings that a client can cause at will
-        self.command_threads = threading.BoundedSemaphore(COMMAND_THREADS_MAX)
+        answer_bytes = engine.max_value_size + REPLY_ROOM_BYTES  # of another node: each of them may hold it twice
+        self.command_threads_max = max(1, min(COMMAND_THREADS_MAX, limits.memory_bytes // 2 // answer_bytes))
+        self.command_threads = threading.BoundedSemaphore(self.command_threads_max)
+        self.memory = Memory(limits.memory_bytes)
         self.host = ""
         self.port = 0
         self.allow_remote = False
-        self.sessions: Callable[[], list[Session]] = list
+        self.connections: Callable[[], list[Connection]] = list
         self.room_for: Callable[[int], int] = lambda connections: connections  # how many of these the system allows
         self.scripts: Interpreter  # set by the server
         self.started = time.monotonic()
@@ -185,7 +192,10 @@ class Context:
         self.vitals = Vitals()
         self._errors_before: Counter[str] = Counter()
         self._usage_before: dict[str, Usage] = {}
-        self.request_bytes = max(limits.request_bytes, engine.max_value_size + REQUEST_ROOM_BYTES)
+
+    def sessions(self) -> list[Connection]:
+        """The clients that are served."""
+        return [one for one in self.connections() if not one.refusal]
 
     def counters(self) -> dict[str, int]:
         """What INFO counts, since the start."""
@@ -196,6 +206,7 @@ class Context:
             "total_net_input_bytes": traffic.input_bytes,
             "total_net_output_bytes": traffic.output_bytes,
             "rejected_connections": traffic.refused,
+            "evicted_clients": traffic.evicted,
             "keyspace_hits": self.commands.resp.all[b"GET"].calls - traffic.misses,
             "keyspace_misses": traffic.misses,
         }
@@ -342,7 +353,7 @@ def check_reply_size(session: Session, size: int) -> None:
 def in_thread(session: Session, name: str, work: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Runs `work` in a thread of its own and waits until it has ended; raises what it raised.
 
-    Raises RequestError at once when COMMAND_THREADS_MAX of them run or the system gives no thread.
+    Raises RequestError at once when too many of them run or the system gives no thread.
     """
     free = session.context.command_threads
     problems: list[Exception] = []
@@ -356,7 +367,9 @@ def in_thread(session: Session, name: str, work: Callable[[], None]) -> Iterator
             free.release()
 
     if not free.acquire(blocking=False):
-        raise RequestError(f"too many {name} at once: {COMMAND_THREADS_MAX} are under way, try again later")
+        raise RequestError(
+            f"too many {name} at once: {session.context.command_threads_max} are under way, try again later"
+        )
     try:
         thread = threading.Thread(target=run, name="merklekv-command", daemon=True)
         thread.start()

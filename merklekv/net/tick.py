@@ -14,6 +14,7 @@ from merklekv.net.connection import Connection
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import Entry
 
+ALIKE_BYTES = 1 << 20  # of values that are written together: what waits for a commit takes memory
 GATHERED_MAX = 128  # requests of one connection that run together with those of others
 
 Event = tuple[int, int]  # of epoll: a descriptor, and what has happened
@@ -137,11 +138,18 @@ def answer_each(entry: Entry, connections: list[Connection], replies: list[bytes
 
 @compiled
 def alike(requests: list[Request], first: int, most: int) -> list[Request]:
-    """At most so many requests from `first` on that have the name of the very first and as many parts."""
+    """At most so many requests from `first` on that have the name of the very first and as many parts.
+
+    The last parts of them, which may be values, have at most ALIKE_BYTES together, if they are several.
+    """
     name, parts = requests[first][0], len(requests[first])
     found: list[Request] = []
+    size = 0
     for request in requests[first : first + most]:
         if request[0] != name or len(request) != parts:
+            break
+        size += len(request[-1])
+        if size > ALIKE_BYTES and found:
             break
         found.append(request)
     return found

@@ -8,7 +8,7 @@ One that is too large, or has a request that could not be queued, is broken: it 
 Some requests cost much although they are short. After SECONDS_MAX, those that only read, and those that take long and
 have changed nothing yet, are answered with an error; the other writes run, because half of them would be worse. After
 HELD_SECONDS_MAX, the whole transaction is taken back. Those that make the data grow get an error once what waits for
-the commit, in memory, is as large as WRITTEN_REQUESTS of the largest requests.
+the commit is as large as half of the memory of all clients.
 
 Cost: 0.3 us to queue one of several requests that arrive together; to run it, what it costs outside.
 """
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from merklekv.errors import MerkleKVError, Shortage, Stalled, StorageFailed
 from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.limits import ARGUMENT_BYTES
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import QUEUED_MAX, Entry, Long
 
@@ -28,12 +29,9 @@ if TYPE_CHECKING:
     from merklekv.net.session import Session
 
 BATCH_REQUESTS: Final = 128
-# Bytes that an argument costs beside itself: in memory, and for a key and its value together in the log.
-ARGUMENT_BYTES: Final = 64
 # While a transaction or a script runs, nobody else is served. Redis calls a script slow after as long.
 SECONDS_MAX: Final = 5.0
 HELD_SECONDS_MAX: Final = 20.0  # of a transaction: many thousand small writes take a fraction of that
-WRITTEN_REQUESTS: Final = 4
 _TOO_LONG: Final = f"not done: what runs at one moment must not take more than {SECONDS_MAX:.0f} seconds"
 
 
@@ -121,7 +119,7 @@ def run_here(session: Session, entry: Entry, request: Request, until: float) -> 
     """
     entry.calls += 1
     try:
-        written_max = WRITTEN_REQUESTS * session.context.request_bytes
+        written_max = session.context.limits.memory_bytes // 2
         if entry.grows and session.engine.log.pending_size > written_max:
             raise RequestError(f"more than {written_max} bytes to write at one moment: split it into several")
         answer = entry.handler(session, request)

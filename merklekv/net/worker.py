@@ -26,12 +26,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from merklekv.errors import MerkleKVError, Shortage, StorageFailed
 from merklekv.net import limits
 from merklekv.net.calls import Calls
 from merklekv.net.connection import CLOSED, CLOSING, HUNG_UP, OPEN, PAUSED, READABLE, WRITABLE, Connection
+from merklekv.net.errors import Goodbye, RequestError
 from merklekv.net.executor import Executor
+from merklekv.net.memory import RECEIVED_FACTOR
 from merklekv.net.paused import Paused
 from merklekv.net.protocol.resp import Push
 from merklekv.net.protocol.text import Request
@@ -42,6 +45,7 @@ from merklekv.net.waiting import Signal
 from merklekv.pause import pause
 
 EVENTS_MAX = 4096
+CROWDED = "clients hold too much memory, and this one the most: closing this connection"
 _GONE = select.EPOLLHUP | select.EPOLLERR | HUNG_UP
 
 
@@ -54,6 +58,7 @@ class Worker(threading.Thread):
         self._context = context
         self._engine = context.engine
         self._executor = Executor(context)
+        self._log = context.engine.log
         self._commit = context.engine.commit
         self._commits = context.engine.commits
         self._sockets = Sockets(limits.TICK_BYTES)
@@ -64,6 +69,8 @@ class Worker(threading.Thread):
         self._listeners: dict[int, socket.socket] = {}  # of the worker that accepts
         self._accept: Callable[[socket.socket], None] = socket.socket.close
         self._roll_backs = context.engine.roll_backs  # how often it has rolled changes back, as far as clients know
+        self._memory = context.memory
+        self._receive_bytes = limits.RECEIVE_BYTES_MAX  # of one connection at once
         self._paused = Paused(self.call_soon)
         self._looked = threading.Event()  # not set while a `look` waits for its answer
         self._looked.set()
@@ -183,6 +190,8 @@ class Worker(threading.Thread):
             self._continue(now)
         if self._executor.answered:
             self._flush()
+        if self._memory.is_due:
+            self._relieve()
         if now >= self._next_sweep:
             self._sweep(now)
 
@@ -191,17 +200,24 @@ class Worker(threading.Thread):
 
         Requests of a command that can run many wait until all connections are read, and then run together.
         """
-        share = limits.TICK_BYTES // len(events)
-        share = max(limits.RECEIVE_BYTES_MIN, min(limits.RECEIVE_BYTES_MAX, share))
+        share = max(limits.RECEIVE_BYTES_MIN, limits.TICK_BYTES // len(events))
+        share = min(self._receive_bytes, share)
         executor = self._executor
         batches: Batches = {}
         pipelines: list[tuple[Connection, list[Request]]] = []
         odd: list[Event] = []
         ended: list[tuple[Connection, Exception | None]] = []
+        began = time.monotonic()
         received = self._sockets.read_each(events, self.connections, share, now, batches, pipelines, odd, ended)
+        took = time.monotonic() - began
+        if took > limits.READ_S:
+            self._receive_bytes = max(limits.RECEIVE_BYTES_MIN, share // 2)
+        elif self._receive_bytes < limits.RECEIVE_BYTES_MAX and took < limits.READ_S / 4:
+            self._receive_bytes = min(limits.RECEIVE_BYTES_MAX, 2 * self._receive_bytes)
         for fd, event in odd:
             received += self._serve_odd(fd, event, share, now, pipelines, ended)
         self._context.traffic.input_bytes += received
+        self._memory.grown += RECEIVED_FACTOR * received
         for connection, problem in ended:
             self._end(connection, problem)
         for connection, requests in pipelines:
@@ -296,11 +312,15 @@ class Worker(threading.Thread):
         self._flush_early()
 
     def _flush_early(self) -> bool:
-        """Sends before the end of the tick when there are too many replies; whether it did."""
-        if self._executor.output > limits.TICK_OUTPUT_BYTES:
+        """Commits and sends before the end of the tick when too much waits for that; whether it did."""
+        if self._executor.output > limits.TICK_OUTPUT_BYTES or self._log.pending_size > limits.TICK_WRITTEN_BYTES:
             self._flush()
-            return True
-        return False
+            is_sent = True
+        else:
+            is_sent = False
+        if self._memory.is_due:
+            self._relieve()
+        return is_sent
 
     def _timeout(self) -> float:
         if self._calls.waiting:
@@ -340,7 +360,9 @@ class Worker(threading.Thread):
         if self._roll_backs != self._engine.roll_backs:
             self._withdraw()
         looks: list[tuple[Connection, Exception | None]] = []
-        context.traffic.output_bytes += self._sockets.send_each(self._executor.take_answered(), looks)
+        sent = self._sockets.send_each(self._executor.take_answered(), looks)
+        context.traffic.output_bytes += sent
+        self._memory.grown += sent
         if ran:
             took = time.monotonic() - self._began
             for waited, count in ran.items():
@@ -444,11 +466,34 @@ class Worker(threading.Thread):
             self._paused.forget(connection)
             connection.close()
 
+    def _relieve(self) -> None:
+        """Closes the clients that hold most, if all together hold too much."""
+        for connection in self._memory.look(self._context.connections()):
+            home = connection.worker
+            if home is self:
+                self._evict(connection)
+            elif isinstance(home, Worker):
+                home.call_soon(partial(home._evict, connection))
+
+    def _evict(self, connection: Connection) -> None:
+        """Closes a connection of this worker because all clients hold too much."""
+        if connection.state is CLOSED:
+            return
+        self._context.traffic.evicted += 1
+        size, limit = connection.memory_bytes, self._memory.limit
+        text = "closed %(client)s, which held %(bytes)d bytes, most of all clients; together they may hold %(limit)d"
+        fields = {"client": connection.address, "bytes": size, "limit": limit}
+        self._context.throttle.warn("memory", text, fields=fields)
+        if connection.state is OPEN and not connection.unsent_bytes and not connection.replies:
+            self._executor.fail(connection, Goodbye(connection.explain(RequestError(CROWDED))))
+        else:
+            self._drop(connection)  # it would not read that
+
     def _sweep(self, now: float) -> None:
         """Closes connections that are silent for too long, and lets listeners accept again."""
         self._next_sweep = now + limits.SWEEP_S
         if self._context.vitals.is_due(now):
-            self._context.vitals.sample(now, self._context.counters())
+            self._context.vitals.sample(now, self._context.counters(), self._memory.used + self._engine.memtables_bytes)
         for fd in self._listeners if self._stop_at is None else ():
             self._epoll.modify(fd, READABLE)
         idle_limit = self._context.limits.idle_timeout_s
@@ -463,6 +508,7 @@ class Worker(threading.Thread):
                 self._drop(connection)
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 self._executor.fail(connection, problem)
+        self._relieve()  # also where clients keep what they hold: the metrics show it
         # Also without a reply to send: a disk that failed in another thread, in a checkpoint or in the regular sync,
         # ends the process even while all clients wait or are silent.
         self._flush()

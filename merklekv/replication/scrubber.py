@@ -110,7 +110,7 @@ class Scrubber:
                 if self.worker.is_stopping:
                     return False
         self.records = before + one.read
-        self._engine.put_metadata(METADATA_SCRUBBED, time.time_ns().to_bytes(8, "big"))
+        self._engine.put_metadata(METADATA_SCRUBBED, max(0, time.time_ns()).to_bytes(8, "big"))
         self._engine.commit()
         self.passes += 1
         self.left = self._found - self._repaired

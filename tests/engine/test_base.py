@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from merklekv.engine.base.places import FIRST_PLACE, LAST_PLACE
 from merklekv.engine.base.reader import Base
 from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.format import bucket_of
-from merklekv.engine.record import expiry_place
+from merklekv.engine.record import expiry_place, purge_marker
 from merklekv.engine.verify.check import check_base
 from merklekv.engine.verify.report import Report
 from merklekv.errors import Corruption, DiskFull, StorageFailed
@@ -140,6 +141,41 @@ def test_a_large_base_is_swept_in_parts(writer: BaseWriter, monkeypatch: pytest.
     assert steps == 11
     assert violations(writer) == []
     assert writer.truncation == engines.version(40)
+
+
+@pytest.mark.parametrize("work", ["replace", "mark", "sweep", "rebuild"])
+def test_large_values_of_which_only_heads_are_needed_take_no_memory(writer: BaseWriter, work: str) -> None:
+    """A transaction's keys may have had gigabytes of values, and all of a bucket's keys, too."""
+    size, keys = 1 << 20, [b"k%02d" % number for number in range(40)]
+    for number, key in enumerate(keys):
+        writer.put([(key, engines.record(key, bytes(size), number))])
+        writer.index([(bucket_of(key).to_bytes(2, "big"), key)])
+    writer.begin_checkpoint(1)
+    tracemalloc.start()
+    try:
+        if work == "replace":
+            writer.put([(key, engines.record(key, b"small", 100)) for key in keys])
+        elif work == "mark":
+            writer.put([(key, purge_marker(engines.version(100))) for key in keys])
+        elif work == "sweep":
+            for _ in writer.raise_truncation(engines.version(20)):
+                pass
+        else:
+            for _ in writer.rebuild({bucket_of(key): [key] for key in keys}):
+                pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * size
+    assert work == "mark" or violations(writer) == []  # else the index lists keys that are gone, which a pass ends
+
+
+def test_a_record_of_the_same_head_is_written_again_if_it_was_damaged(writer: BaseWriter) -> None:
+    sound = engines.record(b"k", b"value", 1)
+    writer.put([(b"k", sound[:-1] + b"X")])
+    assert writer.put([(b"k", sound)]) == []
+    with writer.snapshot() as view:
+        assert view.txn.get(b"k") == sound
 
 
 def test_what_lmdb_reports_becomes_what_a_person_can_act_on(tmp_path: Path) -> None:

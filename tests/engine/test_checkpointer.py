@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,20 +106,51 @@ def test_a_signal_to_the_whole_group_leaves_the_child_at_work(make_engine: Calla
     assert child_pid(engine) == pid
 
 
-def test_a_child_that_cannot_live_stops_the_node(
-    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            [sys.executable, "-c", "raise SystemExit(3)"],
+            "the checkpoint process died 5 times in a row, last: exit status 3",
+        ),
+        (["/nowhere/python"], "cannot start the checkpoint process: .*/nowhere/python"),
+    ],
+    ids=["dies", "does not start"],
+)
+def test_a_child_that_cannot_live_is_no_failed_disk(
+    command: list[str],
+    words: str,
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Such as one whose files were removed under a running node. Writes go on while memory lasts."""
     monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
     engine = make_engine(checkpoint="process")
     child = engine.checkpointer.child
     assert child is not None
-    child._command = [sys.executable, "-c", "raise SystemExit(3)"]
-    for number in range(100):
-        engine.set(b"k%d" % number, b"v" * 1000)
-    engine.commit()
-    wait_until(lambda: engine.gate.failure is not None, what="the failure")
-    with pytest.raises(StorageFailed, match="the checkpoint process died 5 times in a row, last: "):
-        engine.commit()
+    own, child._command = child._command, command
+    write(engine, 100)
+    wait_until(lambda: re.search(f"{words}.*; writes go on while memory lasts", caplog.text), what="the message")
+    assert engine.gate.failure is None
+    write(engine, 1, 100)
+    child._command = own
+    wait_until_merged(engine)
+    assert len(engines.values(engine)) == 101
+
+
+def test_a_defect_in_the_checkpointer_is_no_failed_disk(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpointer_module, "RETRY_S", 0.01)
+    engine = make_engine(checkpoint="process")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.table, "take_over_base", lambda: 1 // 0)
+        write(engine, 100)
+        wait_until(lambda: "the checkpointer failed: ZeroDivisionError" in caplog.text, what="the message")
+    wait_until_merged(engine)
+    assert engine.gate.failure is None
+    assert len(engines.values(engine)) == 100
 
 
 def test_what_is_damaged_under_the_child_stops_the_node(make_engine: Callable[..., Engine], tmp_path: Path) -> None:

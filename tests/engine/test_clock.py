@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 from fixtures import engines
 from fixtures.engines import DAY_NS, NOON, Wall
@@ -153,3 +156,13 @@ def test_the_counter_of_an_op_id_begins_again() -> None:
     clock.counter = (1 << 32) - 2
     versions = [clock.next() for _ in range(3)]
     assert [version[20:].hex() for version in versions] == ["ffffffff", "00000000", "00000001"]
+
+
+def test_a_wall_clock_before_1970_is_one_that_was_never_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: -(10**18))
+    with engines.engine_in(tmp_path / "data", wall_clock=time.time_ns) as engine:
+        engine.set(b"k", b"v")
+        engine.commit()
+        assert not engine.time_gate.is_set
+    with engines.engine_in(tmp_path / "data", wall_clock=time.time_ns) as engine:
+        assert engine.get(b"k") == b"v"

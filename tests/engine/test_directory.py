@@ -254,6 +254,10 @@ def _dangling(file: Path) -> None:
     file.symlink_to("nowhere")
 
 
+def _loop(file: Path) -> None:
+    file.symlink_to(file.name)
+
+
 def _socket(file: Path) -> None:
     place = os.open(file.parent, os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as listener:  # its path must be short
@@ -269,6 +273,7 @@ KINDS = [
     (_directory, "a directory"),
     (_pipe, "a pipe"),
     (_dangling, "a symbolic link"),
+    (_loop, "a symbolic link"),
     (_socket, "a socket"),
     (_device, "a (device|symbolic link)"),
 ]
@@ -394,6 +399,13 @@ def test_zeros_in_place_of_the_meta_pages_are_damage(tmp_path: Path) -> None:
     engines.damaged(tmp_path / "data")
     with data.open("r+b") as file:
         file.write(bytes(8192))
+    refused_as(data, f"is {data.stat().st_size} bytes long and does not begin with the two meta pages of LMDB")
+
+
+def test_a_meta_page_of_no_known_version_is_damage(tmp_path: Path) -> None:
+    data = filled(tmp_path / "data")
+    engines.damaged(tmp_path / "data")
+    engines.flip(data, 20)
     refused_as(data, f"is {data.stat().st_size} bytes long and does not begin with the two meta pages of LMDB")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,12 @@ class Disk:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """One of DISK_SIZE bytes, or of the parameter's."""
     path = tmp_path / "disk"
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", str(path)], check=True)
+    size = getattr(request, "param", DISK_SIZE)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True)
     try:
         yield Disk(path)
     finally:
@@ -304,4 +307,18 @@ def test_a_checkpoint_in_the_child_waits_for_room(
         assert engines.values(engine) == stored | {b"after": b""}
     finally:
         engine.close()
+    assert check_directory(disk.path / "data") == []
+
+
+@pytest.mark.parametrize("disk", [0], indirect=True)
+def test_a_file_system_that_does_not_say_its_size_is_not_full(disk: Disk) -> None:
+    """As FUSE may do, and tmpfs without a limit."""
+    assert os.statvfs(disk.path).f_blocks == 0
+    engine = engines.open_engine(disk.path / "data", checkpoint="process")
+    for number in range(400):
+        engine.retry_stalled(partial(engine.set, b"k%d" % number, b"v" * 1000))
+        engine.commit()
+    wait_until(lambda: engine.table.base.live > 0, what="the checkpoint")
+    assert engine.refusal() == ""
+    engine.close()
     assert check_directory(disk.path / "data") == []

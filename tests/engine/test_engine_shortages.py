@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import lmdb
 import pytest
@@ -29,6 +31,7 @@ from merklekv.engine.engine import Engine
 from merklekv.engine.format import METADATA_GC_HORIZON
 from merklekv.engine.log.segment import list_segments
 from merklekv.engine.options import MIN_MEMTABLE_SIZE
+from merklekv.engine.verify.check import check_directory
 from merklekv.errors import DirectoryLocked, DiskFull, Shortage, Stalled, StorageFailed
 
 VALUE = b"v" * 1000
@@ -175,7 +178,24 @@ def test_memory_that_is_short_in_the_checkpointer_passes(
     wait_until(lambda: not engine.table.frozen, what="the checkpoint")
 
 
-def _no_memory() -> None:
+def test_a_memtable_that_finds_no_memory_is_frozen_later(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(checkpoint="process")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer_module, "Memtable", _no_memory)
+        engine.set(b"k", VALUE)
+        engines.freeze(engine)
+        assert not engine.table.frozen
+        assert "cannot freeze the memtable: out of memory" in str(engine.gate.checkpoint_shortage)
+        engine.set(b"l", VALUE)
+        engine.commit()
+    engines.freeze(engine)
+    wait_until(lambda: engine.table.base.live == 2, what="the checkpoint")
+    assert engine.gate.checkpoint_shortage is None
+
+
+def _no_memory(*_: object) -> None:
     raise MemoryError
 
 
@@ -270,6 +290,86 @@ def test_reads_go_on_and_writes_are_refused_until_there_is_room(
     engine.set(b"l", b"x")
     engine.commit()
     assert engines.values(engine) == {b"k": b"v", b"l": b"x"}
+
+
+def test_a_file_system_that_takes_no_writes_is_no_failed_disk(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not even the part of a frame that it took before can be cut off, until it takes writes again."""
+    read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    engine = make_engine(durability="always")
+    engine.set(b"k", b"v")
+    engine.commit()
+    with failing_writes(read_only, 0.5), monkeypatch.context() as patch:
+        for call in ("ftruncate", "posix_fallocate"):
+            patch.setattr(os, call, Mock(side_effect=read_only))
+        engine.set(b"l", b"w" * 1000)
+        with pytest.raises(Shortage, match="resource shortage, write not stored"):
+            engine.commit()
+        for _ in range(3):
+            with pytest.raises(Shortage, match="resource shortage, write not stored"):
+                engine.set(b"m", b"w")
+            engine.commit()
+        assert engine.get(b"k") == b"v"
+        assert engine.get(b"l") is None
+    engine.commit()
+    engine.set(b"m", b"x")
+    engine.commit()
+    engine.close()
+    assert check_directory(tmp_path / "data") == []
+    with engines.engine_in(tmp_path / "data") as again:
+        assert engines.values(again) == {b"k": b"v", b"m": b"x"}
+
+
+def test_a_roll_back_waits_for_what_it_lacks(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit_module, "ROLL_BACK_POLL_S", 0.001)
+    engine = make_engine()
+    engine.set(b"k", b"v")
+    engine.commit()
+    lacks = iter([MemoryError(), OSError(errno.ENFILE, os.strerror(errno.ENFILE))])
+    real = recovery_module.replay
+
+    def replay(*arguments: Any) -> Any:
+        if (lack := next(lacks, None)) is not None:
+            raise lack
+        return real(*arguments)
+
+    monkeypatch.setattr(commit_module, "replay", replay)
+    engine.set(b"l", b"w")
+    with no_room(), pytest.raises(DiskFull):
+        engine.commit()
+    engine.commit()
+    engine.set(b"m", b"x")
+    engine.commit()
+    assert next(lacks, None) is None
+    assert engines.values(engine) == {b"k": b"v", b"m": b"x"}
+
+
+def test_a_directory_that_cannot_be_looked_up_is_no_failed_disk(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such as one whose parent may not be searched any more."""
+    engine = make_engine(checkpoint="process")
+    real = Path.stat
+
+    def stat(path: Path, *arguments: Any, **options: Any) -> os.stat_result:
+        if path == tmp_path / "data":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        engine.set(b"k", b"v")
+        engines.freeze(engine)
+        assert not engine.table.frozen
+        assert "Permission denied" in str(engine.gate.checkpoint_shortage)
+        engine.set(b"l", b"w")
+        engine.commit()
+    engines.freeze(engine)
+    wait_until(lambda: engine.table.base.live == 2, what="the checkpoint")
+    assert engine.gate.checkpoint_shortage is None
 
 
 def test_every_thread_with_changes_is_told_once(make_engine: Callable[..., Engine]) -> None:

@@ -15,6 +15,7 @@ from fixtures.support import WAIT_S, wait_until
 from merklekv.engine import commit
 from merklekv.engine.engine import Engine
 from merklekv.engine.log.writer import Sealed
+from merklekv.engine.memtable import Memtable
 from merklekv.errors import DirectoryLocked, Stalled, StorageFailed
 
 THREADS = 4
@@ -217,7 +218,7 @@ def rotate(engine: Engine) -> Sealed:
     engine.set(b"k", b"v")
     engine.commit()
     engine.log.seal()
-    engine.table.freeze(engine.log.lsn)
+    engine.table.freeze(Memtable(engine.log.lsn))
     return engine.log._sealed[-1]
 
 

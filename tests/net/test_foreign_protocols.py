@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fixtures.servers import StartedServer
+from fixtures.servers import Start, StartedServer
 from fixtures.support import wait_until
 from fixtures.wire import Wire, encode, feed, feed_every_way
 
 from merklekv.engine.engine import Engine
 from merklekv.net.limits import RECEIVE_BYTES_MAX
-from merklekv.net.protocol.text import FOREIGN, HTTP_METHODS, TextParser
+from merklekv.net.protocol.text import FOREIGN, FOREIGN_WORDS, TextParser
 
 Connect = Callable[..., Wire]
 
@@ -33,7 +33,10 @@ HEADS = [
     b"ANYTHING at all HTTP/1.1\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"GET / HTTP/3\n",
-    *(b"%b /\r\n" % method for method in (*sorted(HTTP_METHODS), b"post")),
+    *(b"%b /\r\n" % method for method in (*sorted(FOREIGN_WORDS), b"post")),
+    b"DESCRIBE rtsp://x RTSP/1.0\r\nCSeq: 1\r\n\r\n",
+    b"INVITE sip:x@y SIP/2.0\r\n",
+    b"PROXY TCP4 10.0.0.1 10.0.0.2 5000 7379\r\n",
     b"Host: 127.0.0.1\r\n",
     b"HOST: x\n",
     b"host:x\n",
@@ -183,6 +186,43 @@ def test_a_resp_request_in_a_connection_of_lines_ends_it(connect: Connect) -> No
     wire.send(b"PING\r\n" + encode("SET", "k", BODY) + b"SET k v\r\n")
     assert wire.rest() == b"PONG\r\nERROR RESP after the line protocol: use one connection for each\r\n"
     assert connect().call("DBSIZE") == b":0\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"AMQP\x00\x00\x09\x01",
+        b"\x10\x0c\x00\x04MQTT\x05\x02\x00<\x00\x00",
+        b"\x00\x00\x00\x08\x04\xd2\x16/",
+        b"\x80\x01\x00\x05",
+        b"\xef\xbb\xbfPING",
+        b"$25",
+        b">2",
+        b"%1",
+        b"|1",
+        b"+OK",
+        b"-ERR no",
+        b":1",
+        b"Content-Length: 20",
+        b"{",
+        b"<a>",
+    ],
+)
+def test_a_line_that_is_none_of_a_command_ends_the_connection(head: bytes, start: Start, connect: Connect) -> None:
+    """The lines behind it may be the contents of a frame."""
+    wire = connect()
+    wire.send(b"PING\r\n" + head + b"\r\n" + BODY)
+    assert wire.rest() == b"PONG\r\nERROR this is no line of a command: is it another protocol?\r\n"
+    resp = connect(start(text_protocol=False))
+    resp.send(b"PING\r\n" + head + b"\r\n" + BODY)
+    assert resp.rest() == b"+PONG\r\n-ERR Protocol error: this is no line of a command: is it another protocol?\r\n"
+    assert connect().call("DBSIZE") == b":0\r\n"
+
+
+@pytest.mark.parametrize("line", ["FLY", "fly-by", "A$%!?", "a.b_c|d x/y", "SSH-2.0-x", "GO to/2"])
+def test_an_unknown_command_leaves_the_connection_usable(line: str, text: Wire) -> None:
+    assert text.ask(line) == f"ERROR Unknown command: {line.split()[0]}"
+    assert text.ask("PING") == "PONG"
 
 
 def test_a_value_that_the_command_refuses_does_not_run(resp: Wire) -> None:

@@ -385,6 +385,10 @@ def test_no_file_left_for_a_connection(
         client.connect(server.address)
         client.sendall(b"PING\n")
         wait_until(lambda: "cannot accept connections for now: [Errno 24] Too many open files" in caplog.text)
+        samples = list(server.context.vitals._samples)
+        wait_until(lambda: list(server.context.vitals._samples) != samples, what="a sample")
+        assert server.context.vitals.peak_bytes > 1 << 20
+        assert "an error outside of the work" not in caplog.text
         let_go()
         assert client.recv(100) == b"PONG\r\n"
 

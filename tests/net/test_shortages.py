@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import threading
 from collections.abc import Callable, Generator
@@ -18,6 +20,7 @@ from merklekv.engine.engine import Engine
 from merklekv.errors import StorageFailed
 from merklekv.net import limits
 from merklekv.net.limits import COMMAND_THREADS_MAX
+from merklekv.net.worker import CROWDED
 
 Connect = Callable[..., Wire]
 
@@ -56,6 +59,17 @@ def test_while_running_what_has_been_run_is_answered(
     wire.send(encode("SET", "k", "v") + encode("ECHO", "x") + encode("SET", "k", "w"))
     assert wire.rest() == b"+OK\r\n" + reply
     assert other.call("GET", "k") == b"$1\r\nv\r\n"
+
+
+def test_a_shortage_while_running_leaves_the_connection_usable(
+    server: StartedServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    replace(server, b"ECHO", raising(OSError(errno.ENFILE, os.strerror(errno.ENFILE))))
+    wire = connect()
+    reply = b"-ERR resource shortage: Too many open files in system; try again later\r\n"
+    assert wire.call("ECHO", "x") == reply
+    assert wire.call("PING") == b"+PONG\r\n"
+    assert "Traceback" not in caplog.text
 
 
 @names_of
@@ -237,7 +251,7 @@ def test_half_requests_that_fill_the_memory(node_factory: NodeFactory) -> None:
         cut = [wire for wire in wires if readable(wire)]
         assert 0 < len(cut) < clients
         # One that is cut at once has shown no protocol yet.
-        assert {ending(wire) for wire in cut} <= {OUT_OF_MEMORY, b"ERROR" + OUT_OF_MEMORY.removeprefix(b"-ERR"), b""}
+        assert {ending(wire) for wire in cut} <= {b"-ERR %b\r\n" % CROWDED.encode(), b""}
     finally:
         for wire in wires:
             wire.close()
@@ -293,17 +307,18 @@ def test_so_many_syncs_at_once_and_no_more(
 ) -> None:
     finish = threading.Event()
     services.sync_with = lambda: finish.wait(60)
-    running = [connect() for _ in range(COMMAND_THREADS_MAX)]
+    most = server.context.command_threads_max
+    running = [connect() for _ in range(most)]
     for wire in running:
         wire.send(b"SYNC other 1\n")
-    wait_until(lambda: len(services.asked) == COMMAND_THREADS_MAX)
-    refused = f"ERROR too many SYNC at once: {COMMAND_THREADS_MAX} are under way, try again later"
+    wait_until(lambda: len(services.asked) == most)
+    refused = f"ERROR too many SYNC at once: {most} are under way, try again later"
     for _ in range(50):
         with connect() as one_more:
             assert one_more.ask("SYNC other 1") == refused
             assert one_more.ask("PING") == "PONG"
     finish.set()
-    assert [wire.line() for wire in running] == [b"OK\r\n"] * COMMAND_THREADS_MAX
+    assert [wire.line() for wire in running] == [b"OK\r\n"] * most
     wait_until(lambda: connect().ask("SYNC other 1") == "OK")
 
 

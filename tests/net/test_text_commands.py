@@ -290,8 +290,8 @@ def test_stats_fit_into_one_read_whatever_they_count(
     context.traffic.connections = largest
     context.started -= largest
     monkeypatch.setattr(status, "memory", lambda: (largest * 1024, largest * 1024))
-    sessions = [context.sessions()[0]] * 10_000
-    context.sessions = lambda: sessions
+    connections = [context.sessions()[0]] * 10_000
+    context.connections = lambda: connections
     text.send(b"STATS\n")
     reply = b""
     while not reply.endswith(b"END\r\n"):
@@ -355,8 +355,9 @@ def test_what_would_break_the_lines_is_read_over_resp(text: Wire, resp: Wire) ->
 
 
 def test_an_error_about_client_bytes_stays_one_line(text: Wire) -> None:
-    text.send(b"\xff\xfe\x00 x\r\nPING\r\n")
-    assert text.line() == b"ERROR Unknown command: \xff\xfe\x00\r\n"
+    text.send(b"GET \xff\xfe\x00\tx\r\nFLY \xff\r\nPING\r\n")
+    assert text.line() == b"ERROR Invalid character: tab character not allowed in key\r\n"
+    assert text.line() == b"ERROR Unknown command: FLY\r\n"
     assert text.line() == b"PONG\r\n"
 
 

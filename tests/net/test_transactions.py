@@ -259,11 +259,9 @@ def test_one_that_holds_the_node_for_too_long_is_taken_back(resp: Wire, monkeypa
     assert converse(resp, ["MULTI", "SET k 1", "EXEC"], False)[-1] == b"*1\r\n+OK\r\n"
 
 
-def test_no_more_bytes_are_written_than_fit_in_memory(
-    server: StartedServer, resp: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_bytes_are_written_than_fit_in_memory(server: StartedServer, resp: Wire) -> None:
     assert resp.call("SETRANGE", "k", "9999", "x") == b":10000\r\n"
-    monkeypatch.setattr(server.context, "request_bytes", 10_000)
+    object.__setattr__(server.context.limits, "memory_bytes", 80_000)
     lines = ["MULTI", *[f"COPY k l{number}" for number in range(6)], "DEL k", "EXEC", "EXISTS k l0 l3 l5"]
     too_much = b"-ERR more than 40000 bytes to write at one moment: split it into several\r\n"
     assert converse(resp, lines, True)[-2:] == [b"*7\r\n" + b":1\r\n" * 4 + too_much * 2 + b":1\r\n", b":2\r\n"]

@@ -471,9 +471,11 @@ def test_statuses_that_wait_are_bounded(make: Make, monkeypatch: pytest.MonkeyPa
     for number in range(1000):
         a.anti_entropy.on_status(Status(f"n{number}", OFFLINE, f"n{number}:1"))
     assert len(a.anti_entropy._statuses) == 50
+    before = a.engine.log.appended
     a.start()
     wait_until(lambda: not a.anti_entropy._statuses and a.figure("members") == 51)
     assert {row["node"] for row in a.anti_entropy.membership.rows()} == {"a", *(f"n{one}" for one in range(950, 1000))}
+    assert a.engine.log.appended - before < 50, "the table is not stored for each of them"
 
 
 def test_a_stop_cuts_what_is_under_way(make: Make, net: Net) -> None:

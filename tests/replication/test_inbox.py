@@ -406,7 +406,7 @@ def test_the_queue_says_when_it_is_full(desk: Desk, monkeypatch: pytest.MonkeyPa
     assert inbox_is_full(desk)
     assert desk.inbox.waiting == inbox_module.QUEUE_MESSAGES
     monkeypatch.setattr(inbox_module, "QUEUE_MESSAGES", 10**6)
-    monkeypatch.setattr(inbox_module, "QUEUE_BYTES", 100)
+    monkeypatch.setattr(desk.inbox, "_queue_bytes", 100)
     desk.inbox.put(Delivery("node-b", b"x" * 99, None))
     assert not inbox_is_full(desk)
     desk.inbox.put(Delivery("node-b", b"x", None))

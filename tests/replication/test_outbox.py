@@ -92,6 +92,19 @@ def test_a_lone_write_leaves_alone_and_a_flood_in_bulk(station: Station) -> None
     assert all(len(batch.payload) <= BATCH_BYTES + 100 for batch in batches)
 
 
+def test_bytes_in_flight_are_those_that_are_not_acknowledged(station: Station) -> None:
+    station.write(*[b"x" * BATCH_BYTES] * 3)
+    batches = station.take_all()
+    assert station.outbox.in_flight_bytes == sum(len(batch.payload) for batch in batches) > 3 * BATCH_BYTES
+    station.outbox.acknowledge(batches[1])
+    assert station.outbox.in_flight_bytes == len(batches[0].payload) + len(batches[2].payload)
+    station.outbox.rewind()
+    assert station.outbox.in_flight_bytes == 0
+    for batch in station.take_all():
+        station.outbox.acknowledge(batch)
+    assert station.outbox.in_flight_bytes == 0
+
+
 def test_only_what_is_committed_is_published(station: Station) -> None:
     station.engine.set(b"k", b"v")
     assert station.outbox.next_batch() is None

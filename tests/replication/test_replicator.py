@@ -42,7 +42,13 @@ class Site:
         self.defective = False
         settings = BrokerSettings("127.0.0.1", broker.port if broker else 1, "test", "a")
         self.replicator = Replicator(
-            self.engine, settings, self, address="a:1", heartbeat_s=0.1 if broker else 10, store_id=""
+            self.engine,
+            settings,
+            self,
+            address="a:1",
+            heartbeat_s=0.1 if broker else 10,
+            store_id="",
+            inbox_bytes=1 << 20,
         )
 
     def is_removed(self, node: str, store_id: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import lmdb
 
@@ -21,6 +21,7 @@ from merklekv.engine.merkle import LEAVES_PER_INNER, NO_LEAVES, count_each
 from merklekv.engine.record import (
     FLAGS_AT,
     PURGED,
+    RECORD_OVERHEAD,
     TOMBSTONE,
     VERSION_SIZE,
     ZERO_VERSION,
@@ -75,6 +76,14 @@ class _PackedLeaves(dict[int, bytearray]):
                 self._txn.put(bytes((node,)), bytes(packed), db=self._database)
 
 
+class _Replaced(NamedTuple):
+    """What the base has of some keys that are to be written."""
+
+    heads: dict[bytes, bytes]  # the first RECORD_OVERHEAD bytes of each record, which is all that accounts need
+    same: set[bytes]  # keys whose record stays as it is
+    larger: set[bytes]  # those whose record is larger than the new one by SHRUNK
+
+
 class BaseWriter:
     """The base as its one writer changes it, in whole transactions.
 
@@ -117,6 +126,15 @@ class BaseWriter:
             raise translate(error, self._path) from error
 
     @contextmanager
+    def _reading(self) -> "Iterator[lmdb.Transaction[memoryview]]":
+        """A transaction that reads without copying; what it gives ends with it."""
+        try:
+            with self._env.begin(buffers=True) as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise translate(error, self._path) from error
+
+    @contextmanager
     def snapshot(self) -> Iterator[BaseSnapshot]:
         """What was committed last."""
         with self._env.begin(db=self._records) as txn:
@@ -147,25 +165,37 @@ class BaseWriter:
 
     def put(self, pairs: list[Pair]) -> list[bytes]:
         """Stores records (in key order, at most a transaction's worth); returns the keys that were not there."""
+        replaced = self._replaced(dict(pairs))
+        before = replaced.heads
+        changed = [pair for pair in pairs if pair[0] not in replaced.same] if before else pairs
+        removed = [(key, before[key]) for key, _ in changed if key in before]
+        markers = {key for key, record in changed if record[FLAGS_AT] & PURGED}
+        changed = [pair for pair in changed if pair[0] not in markers] if markers else changed
+        if not removed and not changed:
+            return []
         with self._transaction() as txn:
-            cursor = txn.cursor(db=self._records)
-            before = dict(cursor.getmulti([key for key, _ in pairs]))
-            changed = [pair for pair in pairs if before.get(pair[0]) != pair[1]] if before else pairs
-            removed = [(key, before[key]) for key, _ in changed if key in before]
-            markers = [key for key, record in changed if record[FLAGS_AT] & PURGED]
-            if markers:
-                for key in before.keys() & set(markers):
-                    self._delete(txn, key)
-                changed = [pair for pair in changed if not pair[1][FLAGS_AT] & PURGED]
-            if not removed and not changed:
-                return []
-            for key, record in changed:
-                # LMDB merges pages only when it deletes: tombstones put over records would leave pages nearly empty.
-                if key in before and len(record) < len(before[key]) // SHRUNK:
-                    txn.delete(key, db=self._records)
-            cursor.putmulti(changed)
+            for key in before.keys() & markers:
+                self._delete(txn, key)
+            # LMDB merges pages only when it deletes: tombstones put over records would leave pages nearly empty.
+            for key in replaced.larger - markers:
+                txn.delete(key, db=self._records)
+            txn.cursor(db=self._records).putmulti(changed)
             self._account(txn, removed, changed)
         return [key for key, _ in changed if key not in before] if before else [key for key, _ in changed]
+
+    def _replaced(self, records: Mapping[bytes, bytes]) -> _Replaced:
+        """What there is of these keys. It copies no values: those of a transaction's keys may be gigabytes."""
+        replaced = _Replaced({}, set(), set())
+        with self._reading() as txn:
+            for name, stored in txn.cursor(db=self._records).getmulti(list(records)):
+                key = bytes(name)
+                record, head = records[key], bytes(stored[:RECORD_OVERHEAD])
+                replaced.heads[key] = head
+                if record.startswith(head) and record == bytes(stored):  # not by the head alone: it may be a repair
+                    replaced.same.add(key)
+                elif len(record) < len(stored) // SHRUNK:
+                    replaced.larger.add(key)
+        return replaced
 
     def _delete(self, txn: "lmdb.Transaction[bytes]", key: bytes) -> None:
         txn.delete(key, db=self._records)
@@ -189,17 +219,18 @@ class BaseWriter:
             with self._transaction() as txn:
                 leaves = _PackedLeaves(txn, self._leaves)
                 for bucket in numbers:
-                    records = self._rebuild_index(txn, bucket, buckets[bucket])
-                    at = bucket % LEAVES_PER_INNER * LEAF_SIZE
-                    leaves[bucket // LEAVES_PER_INNER][at : at + LEAF_SIZE] = bytes(LEAF_SIZE)
-                    count_each(leaves, records, False)
-                    for key, record in records:
+                    heads: list[Pair] = []
+                    for key, record in self._rebuild_index(txn, bucket, buckets[bucket]):
+                        heads.append((key, record[:RECORD_OVERHEAD]))
                         if record[FLAGS_AT] & TOMBSTONE:
                             tombstones.add((record[:VERSION_SIZE], key))
                         elif place := expiry_place(key, record):
                             places[place] += 1
                         if record > newest and is_sound(key, record):
                             newest = record[:VERSION_SIZE]
+                    at = bucket % LEAVES_PER_INNER * LEAF_SIZE
+                    leaves[bucket // LEAVES_PER_INNER][at : at + LEAF_SIZE] = bytes(LEAF_SIZE)
+                    count_each(leaves, heads, False)
                 leaves.put()
             yield
         if buckets:
@@ -207,12 +238,11 @@ class BaseWriter:
                 self._recount(txn, buckets, tombstones, newest)
                 self._relist(txn, buckets, places)
 
-    def _rebuild_index(self, txn: "lmdb.Transaction[bytes]", bucket: int, more: Collection[bytes]) -> list[Pair]:
-        """Makes the index list exactly the keys of a bucket that have a record.  Returns their records."""
+    def _rebuild_index(self, txn: "lmdb.Transaction[bytes]", bucket: int, more: Collection[bytes]) -> Iterator[Pair]:
+        """Makes the index list exactly the keys of a bucket that have a record.  Yields their records."""
         name = bucket.to_bytes(2, "big")
         with txn.cursor(db=self._index) as cursor:
             listed = set(cursor.iternext_dup()) if cursor.set_key(name) else set()
-        found: list[Pair] = []
         for key in sorted(listed.union(more)):
             record = txn.get(key, db=self._records) if bucket_of(key) == bucket else None
             if record is None:
@@ -220,8 +250,7 @@ class BaseWriter:
                 continue
             if key not in listed:
                 txn.put(name, key, db=self._index)
-            found.append((key, record))
-        return found
+            yield key, record
 
     def _recount(
         self, txn: "lmdb.Transaction[bytes]", buckets: Collection[int], tombstones: set[Pair], newest: bytes
@@ -292,22 +321,22 @@ class BaseWriter:
 
     def _sweep(self, after: bytes, truncation: bytes) -> bytes | None:
         """Removes the records below `truncation` among the next keys; returns the key to go on from."""
-        with self._transaction() as txn:
-            cursor = txn.cursor(db=self._records)
-            dead: list[Pair] = []
-            seen, last = 0, b""
+        dead: list[Pair] = []  # heads
+        seen, last = 0, b""
+        with self._reading() as view, view.cursor(db=self._records) as cursor:
             if cursor.set_range(after):
-                for key, record in islice(cursor.iternext(), TRANSACTION_KEYS):
-                    seen, last = seen + 1, key
-                    if record < truncation:
-                        dead.append((key, record))
+                for name, record in islice(cursor.iternext(), TRANSACTION_KEYS):
+                    seen, last, head = seen + 1, bytes(name), bytes(record[:RECORD_OVERHEAD])
+                    if head < truncation:
+                        dead.append((last, head))
+        with self._transaction() as txn:
             for key, _ in dead:
                 self._delete(txn, key)
             self._account(txn, dead, [])
         return last + b"\0" if seen >= TRANSACTION_KEYS else None
 
     def _account(self, txn: "lmdb.Transaction[bytes]", removed: list[Pair], added: list[Pair]) -> None:
-        """Updates leaves, counters and `newest` for removed and added records."""
+        """Updates leaves, counters and `newest` for removed records, of which heads do, and added ones."""
         meta = self._meta
         newest = txn.get(b"newest", ZERO_VERSION, db=meta)
         places: list[bytes] = []

@@ -39,7 +39,7 @@ from merklekv.engine.options import CheckpointMode
 from merklekv.engine.table import Table
 from merklekv.errors import DiskFull, MerkleKVError, Shortage, StorageFailed
 from merklekv.log_throttle import LogThrottle, StateLog
-from merklekv.shortage import is_shortage, shortage_of
+from merklekv.shortage import is_shortage, reason_of, shortage_of
 from merklekv.worker_thread import WorkerThread
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ RETRY_S: Final = 1.0
 IDLE_S: Final = 5.0  # without a write; then a memtable is frozen that is not full
 IDLE_LOG_SIZE: Final = 1 << 20  # bytes of log that are left for later
 COMPACTION_TABLES_MAX: Final = 2  # frozen memtables: then writers will soon have to wait, and a compaction is cut off
-CHILD_DEATHS_MAX: Final = 5  # in a row; then something is wrong that starting again does not cure
+CHILD_DEATHS_MAX: Final = 5  # in a row; then starting again does not cure it, which is said
 
 
 @dataclass(slots=True)
@@ -75,8 +75,8 @@ class Checkpointer:
     """Freezes memtables, has the checkpoint process put them into the base, and deletes the segments.
 
     Contract: while it runs, the backlog becomes smaller whatever clients do; no segment is deleted that the base or the
-    outbox still needs.  A checkpoint process that dies is started again, and a shortage is waited out; anything else is
-    a failure of the engine.
+    outbox still needs.  A checkpoint process that dies is started again, and a shortage or a defect is waited out; only
+    a failed disk and damage are failures of the engine.
 
     It has a thread, checkpointer, which takes the engine's lock, and after a checkpoint the commit lock before it.  In
     the mode `manual` it has neither thread nor process, and `checkpoint_now` does the work.
@@ -234,10 +234,11 @@ class Checkpointer:
             try:
                 self._commits.write()  # all of the memtable belongs into the segment
                 self._directory.require_in_place()
+                following = Memtable(self._log.end_lsn)  # before the segment begins: memory may be short
                 self._seal()
-            except Shortage as error:
+            except (Shortage, MemoryError) as error:
                 if self._gate.log_shortage is None:  # else a roll-back, which was not of what this thread did
-                    self._blocked(error)
+                    self._blocked(shortage_of(error, f"{self._directory.path}: cannot freeze the memtable"))
                 return
             except StorageFailed as error:
                 self._gate.fail(error)
@@ -246,7 +247,7 @@ class Checkpointer:
                 self._unblocked()
             self._full_disk.is_due = False
             failpoints.reached("freeze.sealed")
-            self._table.freeze(self._log.lsn)
+            self._table.freeze(following)
             if self.child is None:
                 self._log.finish_sealing()
             elif len(self._table.frozen) >= COMPACTION_TABLES_MAX:
@@ -360,10 +361,10 @@ class Checkpointer:
             if is_shortage(error):
                 self._on_shortage(shortage_of(error, "cannot checkpoint"))
                 return
-            if isinstance(error, MerkleKVError):
-                raise StorageFailed(str(error)) from error
-            log.exception("the checkpointer failed")
-            raise StorageFailed(f"the checkpointer failed: {error!r}") from error
+            if isinstance(error, (MerkleKVError, OSError)):
+                raise StorageFailed(reason_of(error)) from error
+            self._blocked(Shortage(f"the checkpointer failed: {error!r}"))
+            raise  # a defect
         else:
             self._deaths, self._done = 0, upto
             self.finished.add(began, time.monotonic(), upto - before)
@@ -387,10 +388,9 @@ class Checkpointer:
         """Wait before the checkpoint process is started again."""
         self._deaths += 1
         if self._deaths >= CHILD_DEATHS_MAX:
-            problem = f"the checkpoint process died {self._deaths} times in a row, last: {death}"
-            if not death.killed:
-                raise StorageFailed(problem) from death
-            self._blocked(Shortage(f"{problem}: most likely memory is short"))
+            cause = ": most likely memory is short" if death.killed else ""
+            problem = f"the checkpoint process died {self._deaths} times in a row, last: {death}{cause}"
+            self._blocked(Shortage(problem))
         if not self.worker.wait(RETRY_S):
             text = "the checkpoint process died (%(reason)s), starting it again"
             self._throttle.warn("died", text, fields={"reason": str(death)})

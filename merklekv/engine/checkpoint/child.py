@@ -43,6 +43,7 @@ from merklekv.errors import (
     Shortage,
     StorageFailed,
 )
+from merklekv.malloc import give_memory_back
 from merklekv.shortage import shortage_of
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ def checkpoint(
                 added[key] = b""
             added.group()
             done += len(pairs)
+            pairs.clear()  # or its values would still be there when those of the next one are read
             progress(READ_SHARE + (1 - READ_SHARE - INDEX_SHARE) * done / len(newest.places))
             failpoints.reached("checkpoint.records_part")
         failpoints.reached("checkpoint.records_done")
@@ -321,6 +323,8 @@ class CheckpointProcess:
                         pass_fds=(self._lock_fd,),
                         env=interpreter.environment(),
                     )
+                except OSError as error:
+                    raise Shortage(f"cannot start the checkpoint process: {error}") from error
                 finally:
                     signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 try:
@@ -348,6 +352,7 @@ _ERRORS: Final[dict[str, type[MerkleKVError]]] = {
 
 def main(base_path: str, new_base_path: str, log_directory: str) -> None:
     """The process: makes checkpoints and compactions when told to, until its input or its parent ends."""
+    give_memory_back()
     parent = os.getppid()
     stopping = False
 

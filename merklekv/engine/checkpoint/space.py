@@ -1,7 +1,6 @@
 """Whether a compaction is worth it: how much smaller the base would be, and whether the disk has room for it."""
 
 import math
-import os
 from typing import Final
 
 import lmdb
@@ -9,6 +8,7 @@ import lmdb
 from merklekv.engine.base.environment import translate
 from merklekv.engine.base.reader import Base, BaseSnapshot
 from merklekv.engine.format import BUCKETS
+from merklekv.engine.headroom import disk_space
 from merklekv.engine.table import Table
 from merklekv.errors import DiskFull
 
@@ -122,8 +122,7 @@ def room_needed(base: Base) -> int:
 def require_room(base: Base) -> None:
     """Raises NoRoom unless the disk has room for a compaction."""
     needed = room_needed(base)
-    disk = os.statvfs(base.path.parent)
-    free = disk.f_bavail * disk.f_frsize
+    _, free = disk_space(base.path.parent)
     if free < needed:
         raise NoRoom(
             f"{base.path}: cannot be compacted: disk full: the new base needs about {needed >> 20} MiB beside the old "

@@ -15,6 +15,7 @@ from merklekv.engine.log.segment import LogFrame, list_segments, segment_path, w
 from merklekv.errors import Corruption
 
 READ_BYTES: Final = 1 << 20  # one read of a segment
+READ_BYTES_MAX: Final = 64 << 20  # of one; a damaged head may say 4 GiB
 
 
 class LogPosition(NamedTuple):
@@ -161,6 +162,8 @@ class LogReader:
                 return None
         at = self._buffer_at
         data = self._buffer[position - at : frame.end - at] if frame.local_count or not only else b""
+        if frame.end - at >= len(self._buffer):
+            self._buffer = b""  # a large frame would stay in memory until the next one comes
         return LogFrame(self.lsn, self._segment + frame.end, frame.sequence, frame.local_count, data)
 
     def _fill(self, position: int, end: int | None) -> None:
@@ -177,7 +180,8 @@ class LogReader:
         """At least `size` bytes, or what there is."""
         parts, at = [], position
         while at < position + size:
-            left = READ_BYTES if end is None else min(READ_BYTES, end - self._segment - at)
+            most = min(max(READ_BYTES, position + size - at), READ_BYTES_MAX)  # one read of a frame spares a copy
+            left = most if end is None else min(most, end - self._segment - at)
             part = self.source.read(self._segment, at, left) if left > 0 else b""
             if not part:
                 break

@@ -29,6 +29,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from merklekv.engine.access import trouble
 from merklekv.engine.format import SEGMENT_HEADER
 from merklekv.engine.log.reader import DirectorySource, LogGone, LogPosition, LogReader
 from merklekv.engine.log.segment import (
@@ -223,7 +224,7 @@ class Retention:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise DirectoryUnwritable(f"{self._path}: cannot be read: {error.strerror}") from error
+            raise trouble(error, self._path.parent) from error
         cursor = read_cursor(data)
         if cursor is None:
             log.warning("%s: damaged; everything that is left of the log will be published again", self._path)

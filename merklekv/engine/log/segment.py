@@ -14,7 +14,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from xxhash import xxh3_64_digest, xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_digest, xxh3_64_intdigest
 
 from merklekv.core import compiled
 from merklekv.engine.access import damage
@@ -34,6 +34,7 @@ from merklekv.errors import Corruption, FormatTooNew, StorageFailed
 
 _ENTRY_SIZE: Final = ENTRY.size
 _HEADER_SIZE: Final = FRAME_HEADER.size
+LARGE_PAYLOAD: Final = 64 << 10  # from here on a copy costs more than the calls that spare it
 _place: Final = FRAME_PLACE.pack
 RECORD_PLACE: Final = Struct(">HQI")
 """Where a record is: number of a segment, position there, size."""
@@ -93,7 +94,8 @@ def _header_fields(path: Path) -> tuple[Any, ...]:
 
 def pack_header(lsn: int, sequence: int) -> bytes:
     """The header of a segment that begins with local event `sequence`."""
-    header = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, sequence, time.time_ns(), 0)[:-8]
+    now = max(0, time.time_ns())  # a clock that was never set may be before 1970
+    header = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, lsn, sequence, now, 0)[:-8]
     return header + xxh3_64_intdigest(header).to_bytes(8, "big")
 
 
@@ -108,12 +110,18 @@ def pack_frame(
 
 
 def whole_frames(
-    data: bytes | mmap.mmap, data_at: int, lsn: int, position: int, local_only: bool = False
+    data: bytes | mmap.mmap,
+    data_at: int,
+    lsn: int,
+    position: int,
+    *,
+    local_only: bool = False,
+    with_payload: bool = True,
 ) -> Iterator[FrameFields]:
     """The whole frames from a position of segment `lsn` on, up to the first that is not, as plain tuples: it is hot.
 
     `data` is the segment's bytes from `data_at` on.  `local_only`: a frame without local events needs only its head,
-    and has no payload.
+    and has no payload.  Without `with_payload` a large one is checked without a copy, and left out.
     """
     at, size = position - data_at, len(data)
     unpack, head_size = FRAME_HEAD.unpack_from, FRAME_HEAD.size
@@ -126,8 +134,17 @@ def whole_frames(
         if local_count or not local_only:
             if end > size:
                 return
-            payload = data[start:end]
-            if data[head_end:start] != xxh3_64_digest(_place(lsn, at + data_at) + data[at:head_end] + payload):
+            place = _place(lsn, at + data_at) + data[at:head_end]
+            if length < LARGE_PAYLOAD:
+                payload = data[start:end]
+                checksum = xxh3_64_digest(place + payload)
+            else:
+                hashing = xxh3_64(place)
+                with memoryview(data) as view, view[start:end] as part:
+                    hashing.update(part)
+                checksum = hashing.digest()
+                payload = data[start:end] if with_payload else b""
+            if data[head_end:start] != checksum:
                 return
         yield at + data_at, end + data_at, synced, sequence, local_count, entry_count, payload
         at = end
@@ -136,8 +153,9 @@ def whole_frames(
 def whole_frame(
     data: bytes | mmap.mmap, data_at: int, lsn: int, position: int, local_only: bool = False
 ) -> Frame | None:
-    """The first of these, or None."""
-    return next(starmap(Frame, whole_frames(data, data_at, lsn, position, local_only)), None)
+    """The first of these, or None; of a large one without the payload."""
+    frames = whole_frames(data, data_at, lsn, position, local_only=local_only, with_payload=False)
+    return next(starmap(Frame, frames), None)
 
 
 @compiled
@@ -220,8 +238,8 @@ class Segment:
         self.data.close()
 
     def frames(self, position: int = SEGMENT_HEADER.size) -> Iterator[Frame]:
-        """The whole frames from `position` on, up to the first that is not."""
-        return starmap(Frame, whole_frames(self.data, 0, self.lsn, position))
+        """The whole frames from `position` on, up to the first that is not; large ones without the payload."""
+        return starmap(Frame, whole_frames(self.data, 0, self.lsn, position, with_payload=False))
 
     def note_each(self, frame: Frame, index: int, places: dict[bytes, bytes]) -> list[tuple[int, bytes, bytes]]:
         """`note_each` for the entries of a frame.  Raises Corruption."""

@@ -78,6 +78,7 @@ class Log:
         self._sync_lock = threading.Lock()  # during a sync, so the file stays open
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self._next_fd = -1
+        self._is_uncut = False  # behind the last written frame there may be a part of one that was taken back
         if recovered is None:
             self._adopt(0, self._begin_segment(0))
         else:
@@ -140,6 +141,7 @@ class Log:
         """Reserves room in the file up to `target`; False if the disk is full."""
         if target > self._reserved:
             try:
+                self._cut_back()
                 os.posix_fallocate(self._fd, self._reserved, target - self._reserved)
             except OSError as error:
                 if error.errno not in NO_ROOM:
@@ -182,12 +184,20 @@ class Log:
         self.pending_size = 0
         self._entries_cut = self.appended
         self.position = max(self.written_lsn - self.lsn, _FIRST)
+        self._is_uncut = True
         try:
-            os.ftruncate(self._fd, self.position)  # or a later, shorter frame would have the rest of this one behind it
+            with suppress_shortage():  # `_extend` tries it again before anything is written
+                self._cut_back()
         except OSError as error:
             raise StorageFailed(f"{self._path}: cannot cut back: {error.strerror}") from error
         self._reserved = self._admitted = self.position
         self._measure_room()
+
+    def _cut_back(self) -> None:
+        """Cuts the rest of a frame off that was taken back: a later, shorter frame would have it behind itself."""
+        if self._is_uncut:
+            os.ftruncate(self._fd, self.position)
+            self._is_uncut = False
 
     def resume(self, sequence: int) -> None:
         """The next local event has this number."""

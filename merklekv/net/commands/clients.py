@@ -132,7 +132,7 @@ def _describe(one: Connection, running: str = "") -> bytes:
         "obl": 0,
         "oll": len(one.unsent),
         "omem": one.unsent_bytes,
-        "tot-mem": one.held_bytes + queued + one.unsent_bytes,
+        "tot-mem": one.memory_bytes,
         "events": "rw" if one.unsent_bytes else "r",
         "cmd": running or (entry.command.name.lower() if entry else "") or "NULL",
         "user": "default",

@@ -88,7 +88,6 @@ for _name, _value in {
     "databases": "1",
     "maxmemory": "0",
     "maxmemory-policy": "noeviction",
-    "maxmemory-clients": "0",
     "lfu-log-factor": "10",
     "lfu-decay-time": "1",
     "cluster-enabled": "no",
@@ -115,7 +114,8 @@ parameter("port", lambda context: str(context.port))
 parameter("dir", lambda context: str(context.engine.directory.path.resolve()))
 parameter("protected-mode", lambda context: "no" if context.allow_remote else "yes")
 parameter("proto-max-bulk-len", lambda context: str(context.engine.max_value_size))
-parameter("client-query-buffer-limit", lambda context: str(context.request_bytes))
+parameter("client-query-buffer-limit", lambda context: str(context.limits.request_bytes))
+parameter("maxmemory-clients", lambda context: str(context.memory.limit))
 parameter("loglevel", lambda context: _LEVELS.get(logging.getLogger().getEffectiveLevel(), "notice"))
 parameter("client-output-buffer-limit", lambda context: _output_limits(context.limits.output_hard_bytes))
 

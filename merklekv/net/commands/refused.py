@@ -1,12 +1,12 @@
 """What is refused: unknown names, broken streams, clients over a limit, and other protocols.
 
 A client of HTTP or TLS is closed without a reply, as Redis does. It may be a browser that a web page has sent here, so
-nothing that follows runs.
+nothing that follows runs. A line that cannot be a command of any release ends the connection with an error: it begins a
+frame of another protocol, whose contents are no commands.
 """
 
 from __future__ import annotations
 
-import re
 from typing import NoReturn
 
 from merklekv.net.errors import Goodbye, RequestError
@@ -16,7 +16,6 @@ from merklekv.net.registry import LINE, RESP, Reply, unnamed
 from merklekv.net.session import Session
 
 ARGUMENTS_SHOWN_BYTES = 128
-_RESP_HEAD = re.compile(rb"\*[0-9-]+")
 
 
 @unnamed(text.BROKEN, text.REFUSED)
@@ -48,7 +47,7 @@ def _close_foreign(session: Session, shown: bytes) -> NoReturn:
 def unknown(session: Session, request: Request) -> Reply:
     if session.transaction is not None:
         session.transaction.fail()
-    if request[0].upper() in (b"POST", text.HTTP_HOST):
+    if request[0].upper() in (b"POST", text.HTTP_HOST) or text.ends_as_head(request[-1]):
         _close_foreign(session, request[0])
     shown = ""
     for argument in request[1:]:
@@ -63,10 +62,10 @@ def unknown_line(session: Session, request: Request) -> Reply:
     if not request[0]:
         raise RequestError("Empty command")
     word = request[0].upper()
-    if word in text.HTTP_METHODS or word.startswith(text.HTTP_HOST):
+    if word in text.FOREIGN_WORDS or word.startswith(text.HTTP_HOST) or text.ends_as_head(request[1]):
         _close_foreign(session, request[0])
-    if _RESP_HEAD.fullmatch(word):
-        # A value in what follows may hold lines that would run as commands.
+    if not text.is_name(word):  # RESP, or another protocol: what follows may hold lines that would run as commands
         session.context.traffic.protocol_errors += 1
-        raise Goodbye(b"ERROR RESP after the line protocol: use one connection for each\r\n")
+        what = "RESP after the line protocol: use one connection for each" if word[:1] == b"*" else text.NO_NAME
+        raise Goodbye(b"ERROR %b\r\n" % what.encode())
     raise RequestError(f"Unknown command: {show(request[0])}")

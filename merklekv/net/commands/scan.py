@@ -19,7 +19,7 @@ from itertools import zip_longest
 from merklekv.net.commands.arguments import SYNTAX_ERROR, integer, optional_argument
 from merklekv.net.errors import RequestError
 from merklekv.net.glob import compile_glob
-from merklekv.net.limits import SLICE_KEYS
+from merklekv.net.limits import ARGUMENT_BYTES, SLICE_KEYS
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import SLOW_READ, Long, Pause, command, line_command
@@ -75,7 +75,7 @@ def _scan(session: Session, cursor: int, pattern: bytes, left: int, kind: bytes)
         if kind == b"string":
             matching = list(filter(matches, keys))
             found += matching
-            size += sum(map(len, matching))
+            size += sum(map(len, matching)) + ARGUMENT_BYTES * len(matching)
             check_reply_size(session, size)
         left -= len(keys)
         if after is None or left <= 0:

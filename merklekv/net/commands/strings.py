@@ -226,7 +226,7 @@ def setnx(session: Session, request: Request) -> Reply:
 @command("MGET key [key ...]", "The values of several keys.", group="bulk", flags=SLOW_READ)
 def mget(session: Session, request: Request) -> Long:
     parts: list[bytes] = []
-    size = 0
+    size, limit = 0, session.context.limits.output_hard_bytes
     for keys in slices(request[1:]):
         if parts:
             yield None
@@ -234,7 +234,9 @@ def mget(session: Session, request: Request) -> Long:
             for key in keys:
                 parts.append(bulk_or_nil(session, session.engine.get(key)))
                 size += len(parts[-1])
-                check_reply_size(session, size)
+                if size > limit:
+                    break
+        check_reply_size(session, size)
     return resp.array(parts)
 
 
@@ -247,6 +249,7 @@ def mget(session: Session, request: Request) -> Long:
 def mget_line(session: Session, request: Request) -> Long:
     lines: list[bytes] = []
     found = size = 0
+    limit = session.context.limits.output_hard_bytes
     for keys in slices(many_keys(request)):
         if lines:
             yield None
@@ -256,7 +259,9 @@ def mget_line(session: Session, request: Request) -> Long:
                 found += value is not None
                 lines.append(b"%b %b\r\n" % (key, b"NOT_FOUND" if value is None else line_value(value)))
                 size += len(lines[-1])
-                check_reply_size(session, size)
+                if size > limit:
+                    break
+        check_reply_size(session, size)
     return b"VALUES %d\r\n%b" % (found, b"".join(lines)) if found else text.NOT_FOUND
 
 

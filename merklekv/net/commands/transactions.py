@@ -34,7 +34,7 @@ _RESP_ONLY: Final = "transactions work over RESP only"
 def multi(session: Session, request: Request) -> Reply:
     if session.transaction is not None:
         raise RequestError("MULTI calls can not be nested")
-    session.use(Transaction(session.context.request_bytes))
+    session.use(Transaction(session.context.limits.request_bytes))
     return resp.OK
 
 

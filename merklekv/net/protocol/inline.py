@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from merklekv.net.protocol.text import HTTP_HOST, HTTP_METHODS, ends_as_http
+from merklekv.net.protocol.text import FOREIGN_WORDS, HTTP_HOST, ends_as_http
 
 LINE_BYTES_MAX: Final = 64 * 1024  # Redis: PROTO_INLINE_MAX_SIZE
 
@@ -68,6 +68,6 @@ def _unescape(escape: re.Match[bytes]) -> bytes:
 
 
 def is_foreign(line: bytes) -> bool:
-    """Whether a line belongs to a request of HTTP: a browser may send one, and its body must not run as commands."""
+    """Whether a line belongs to a request of HTTP or a proxy: a browser may send one, and its body must not run."""
     word = line.strip().partition(b" ")[0].upper()
-    return ends_as_http(line) or word in HTTP_METHODS or word.startswith(HTTP_HOST)
+    return ends_as_http(line) or word in FOREIGN_WORDS or word.startswith(HTTP_HOST)

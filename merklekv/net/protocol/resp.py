@@ -26,7 +26,7 @@ from merklekv.engine.integers import strict_integer
 from merklekv.errors import MerkleKVError, NotANumber, NumberOverflow
 from merklekv.net.errors import RequestError
 from merklekv.net.protocol import inline
-from merklekv.net.protocol.text import BROKEN, FOREIGN, Request, one_line
+from merklekv.net.protocol.text import BROKEN, FOREIGN, NO_NAME, Request, is_name, one_line
 
 # The release whose replies are imitated: clients read it to decide which commands they may use.
 REDIS_VERSION = "7.0.15"
@@ -151,11 +151,17 @@ class RespParser(PlainParser):
         self._missing = 0  # how many it still lacks; 0: a new request starts
         self._size = -1  # of the argument being received; -1: its header is not here yet
         self._request_bytes = 0  # bytes of the incomplete request so far, as its headers count them
+        self._taken_bytes = 0  # of its arguments
 
     @property
     def held_bytes(self) -> int:
         """What has come of the next request."""
-        return len(self._buffer) + sum(map(len, self._request))
+        return len(self._buffer) + self._taken_bytes
+
+    @property
+    def held_arguments(self) -> int:
+        """How many of its arguments are whole."""
+        return len(self._request)
 
     def feed_exactly(self, data: bytes, requests: list[Request]) -> list[Request]:
         if self._broken:
@@ -186,7 +192,7 @@ class RespParser(PlainParser):
                     return False
                 if self._missing == 0:
                     requests.append(self._request)
-                    self._request = []
+                    self._request, self._taken_bytes = [], 0
         return not self._broken
 
     def _start(self, requests: list[Request]) -> bool:
@@ -219,6 +225,8 @@ class RespParser(PlainParser):
         words = inline.split(line)
         if words is None:
             return self._break(requests, "unbalanced quotes in request")
+        if words and words[0] and not is_name(words[0]):
+            return self._break(requests, NO_NAME)
         if words:
             requests.append(words)
         return True
@@ -245,6 +253,7 @@ class RespParser(PlainParser):
             return self._break(requests, "expected CRLF after bulk string")
         self._request.append(bytes(memoryview(buffer)[:size]))
         del buffer[: size + 2]
+        self._taken_bytes += size
         self._size = -1
         self._missing -= 1
         return True
@@ -276,6 +285,7 @@ class RespParser(PlainParser):
         self._broken = True
         self._buffer.clear()
         self._request.clear()
+        self._taken_bytes = 0
         return False
 
 

@@ -46,10 +46,14 @@ UNKNOWN = _Name(b"unknown")  # what runs for a name that no command has
 IN_TRANSACTION = _Name(b"in transaction")  # what runs for a command between MULTI and EXEC
 REFUSED_SUBSCRIBED = _Name(b"refused subscribed")  # what runs for a command that a subscriber of RESP2 may not run
 LINE_TOO_LONG = b"line too long"
+NO_NAME = "this is no line of a command: is it another protocol?"
 
 _HTTP = b"HTTP/"
 _ENDS_AS_HTTP = re.compile(rb"HTTP/[0-9.]+\s*\Z")
-HTTP_METHODS = frozenset((b"POST", b"PUT", b"OPTIONS", b"HEAD", b"PATCH", b"CONNECT", b"TRACE"))  # none is a command
+_ENDS_AS_HEAD = re.compile(rb"\b[A-Z]+/[0-9][0-9.]*\s*\Z")
+_NAME = re.compile(rb"[A-Za-z][\t-\r -9;-~]*")  # ASCII without control characters and colons
+# How requests of HTTP and of proxies begin.  None is a command.
+FOREIGN_WORDS = frozenset((b"POST", b"PUT", b"OPTIONS", b"HEAD", b"PATCH", b"CONNECT", b"TRACE", b"PROXY"))
 HTTP_HOST = b"HOST:"
 
 
@@ -66,6 +70,11 @@ class TextParser:
     def held_bytes(self) -> int:
         """What has come of the next line."""
         return len(self._partial or b"")
+
+    @property
+    def held_arguments(self) -> int:
+        """How many arguments of the next request are whole: a line comes as one piece."""
+        return 0
 
     def feed(self, data: bytes) -> list[Request]:
         """The requests completed by `data`, oldest first."""
@@ -111,6 +120,19 @@ class TextParser:
 def ends_as_http(line: bytes) -> bool:
     """Whether a line ends in `HTTP/1.1` or another version, as the first line of a request of HTTP does."""
     return _HTTP in line and _ENDS_AS_HTTP.search(line) is not None
+
+
+def ends_as_head(line: bytes) -> bool:
+    """Whether a line ends in the name and version of a protocol, such as `RTSP/1.0`."""
+    return b"/" in line and _ENDS_AS_HEAD.search(line) is not None
+
+
+def is_name(word: bytes) -> bool:
+    """Whether this may be the name of a command, of any release.
+
+    What is none begins a frame of another protocol, and the lines behind it may be the contents of that frame.
+    """
+    return _NAME.fullmatch(word) is not None
 
 
 def line_safe(data: bytes) -> bool:

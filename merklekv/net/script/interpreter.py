@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # single allocation is checked against a multiple of it, which leaves Lua and lupa the room that they need to go on:
 # where they find none, they end the process.
 MEMORY_MAX: Final = 64 << 20
+MEMORY_SHARE: Final = 4  # at most a fourth of the memory of all clients
 ALLOCATION_FACTOR: Final = 4
 REPLY_SMALL: Final = 4096  # bytes; a millisecond's worth of those fits behind MEMORY_MAX
 MEMORY_KEPT: Final = 16 << 20  # garbage above this is collected after a script
@@ -48,9 +49,7 @@ SCRIPT_PROTOCOL: Final = 2  # of RESP, in which a script gets replies until it c
 ARGUMENTS_MAX: Final = 7000  # of one script: what fits on Lua's stack
 
 _TOO_LONG: Final = b"-ERR script stopped: it ran for more than %d seconds; what it has written stands\r\n" % SECONDS_MAX
-_TOO_LARGE: Final = b"-ERR script stopped: it needs more than %d MiB; what it has written stands\r\n" % (
-    MEMORY_MAX >> 20
-)
+_TOO_LARGE: Final = b"-ERR script stopped: it needs more than %d MiB; what it has written stands\r\n"
 
 
 class Interpreter:
@@ -74,7 +73,8 @@ class Interpreter:
         self._deadline = 0.0
         self._stopped = b""  # why the script must not go on, as a reply
         self._abandoned: MerkleKVError | None = None  # what takes back all of the script
-        self._checks_size = context.request_bytes > MEMORY_MAX
+        self._checks_size = context.limits.request_bytes > self._memory_max
+        context.memory.others.append(lambda: self.memory_bytes)
 
     # -- the scripts that are known ------------------------------------------------------------------------------------
 
@@ -106,6 +106,10 @@ class Interpreter:
         """Memory that Lua holds."""
         lua = self._lua
         return lua.get_memory_used() if lua is not None else 0
+
+    @property
+    def _memory_max(self) -> int:
+        return min(MEMORY_MAX, self._context.memory.limit // MEMORY_SHARE)
 
     def may_write(self, script: bytes) -> bool:
         """Whether a script, named by its text or its SHA-1, does not say of itself that it only reads."""
@@ -158,8 +162,8 @@ class Interpreter:
         """
         if len(words) > ARGUMENTS_MAX:
             raise RequestError(f"a script takes at most {ARGUMENTS_MAX} keys and arguments")
-        if self._checks_size and sum(map(len, words)) > MEMORY_MAX:
-            raise RequestError(f"a script takes at most {MEMORY_MAX} bytes of keys and arguments")
+        if self._checks_size and sum(map(len, words)) > self._memory_max:
+            raise RequestError(f"a script takes at most {self._memory_max} bytes of keys and arguments")
         if sha not in self._compiled:
             self._prepare(sha, self._sources[sha])
         self._sources.move_to_end(sha)
@@ -178,7 +182,7 @@ class Interpreter:
             raise self._abandoned
         if self._stopped or reply is None:
             self._discard()
-            return self._stopped or _TOO_LARGE
+            return self._stopped or _TOO_LARGE % (self._memory_max >> 20)
         lua = self._lua
         if lua is not None and lua.get_memory_used() > MEMORY_KEPT:
             lua.gccollect()
@@ -202,13 +206,13 @@ class Interpreter:
     def _has_room(self, size: int) -> bool:
         """Whether the script may have so many bytes more.  If not, there is room for it to end."""
         lua = self._lua
-        if lua.get_memory_used() + size < MEMORY_MAX:
+        if lua.get_memory_used() + size < self._memory_max:
             return True
         lua.gccollect()
-        if lua.get_memory_used() + size < MEMORY_MAX:
+        if lua.get_memory_used() + size < self._memory_max:
             return True
-        lua.set_max_memory(2 * ALLOCATION_FACTOR * MEMORY_MAX)
-        self._stopped = self._stopped or _TOO_LARGE
+        lua.set_max_memory(2 * ALLOCATION_FACTOR * self._memory_max)
+        self._stopped = self._stopped or _TOO_LARGE % (self._memory_max >> 20)
         return False
 
     def _serve(self, *request: bytes) -> bytes:
@@ -281,7 +285,7 @@ class Interpreter:
             register_eval=False,
             register_builtins=False,
             attribute_filter=_refuse_attribute,
-            max_memory=ALLOCATION_FACTOR * MEMORY_MAX,
+            max_memory=ALLOCATION_FACTOR * self._memory_max,
         )
         self._session = Session(self._context, 0, "script", "script", -1)
         self._compile, self._forget, self._run = self._lua.execute(

@@ -68,22 +68,31 @@ class Membership:
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
-    def on_status(self, status: Status) -> None:
-        """A node has announced itself: add it as a member if it is new.  One that cannot be added is logged."""
-        try:
-            with self._engine.lock:
-                store_id = _parse_store_id(status.store_id)
-                if not self._members.record_contact(status.node, store_id, status.address, time.time()):
-                    return
+    def on_status(self, *statuses: Status) -> None:
+        """Nodes have announced themselves: add those as members that are new.  One that cannot be added is logged.
+
+        The table is stored once for all of them: each time, all of it goes into the log.
+        """
+        added = False
+        with self._engine.lock:
+            for status in statuses:
+                try:
+                    store_id = _parse_store_id(status.store_id)
+                    added |= self._members.record_contact(status.node, store_id, status.address, time.time())
+                except TooManyMembers as problem:
+                    self._warn_no_member(status, problem)
+            if not added:
+                return
+            try:
                 store_members(self._engine, self._members)
-        except (TooManyMembers, Shortage) as problem:
-            self._throttle.warn(
-                "members",
-                "node %(peer)s announced itself and is no member: %(reason)s",
-                fields={"peer": status.node, "reason": str(problem)},
-            )
-            return
+            except Shortage as problem:
+                self._warn_no_member(statuses[0], problem)
+                return
         self._engine.commit()
+
+    def _warn_no_member(self, status: Status, problem: Exception) -> None:
+        text = "node %(peer)s announced itself and is no member: %(reason)s"
+        self._throttle.warn("members", text, fields={"peer": status.node, "reason": str(problem)})
 
     def on_events_from(self, node: str, store_id: str) -> None:
         """Events of a node are about to be applied: add it as a member if it is new, even if its status was lost.

@@ -44,6 +44,7 @@ from merklekv.replication.stream.pubsub import PubSubLink
 
 log = logging.getLogger(__name__)
 
+WINDOW_BYTES: Final = 8 << 20  # and no more once they have so many: each is there twice until it is sent
 WINDOW: Final = 40  # batches in flight; far more make paho slow, far fewer wait for the round trip
 LINGER_MAX_S: Final = 0.01  # after a full batch; after a part of one the square root of that part
 LINGER_MIN_S: Final = 0.001  # no wait is shorter, because poll counts in milliseconds
@@ -225,9 +226,14 @@ class BrokerSession:
         now = time.monotonic()
         return now >= self._refused_until and (not self._regroup or now >= self._regroup_until)
 
+    @property
+    def _window_is_open(self) -> bool:
+        """Predicate: may one more batch be in flight?"""
+        return len(self._flight) < self._window and self._outbox.in_flight_bytes < WINDOW_BYTES
+
     def _may_publish(self) -> bool:
         unread = self._outbox.unread_bytes
-        if not unread or len(self._flight) >= self._window or not self._publishing:
+        if not unread or not self._window_is_open or not self._publishing:
             return False
         return unread >= BATCH_BYTES or time.monotonic() >= self._linger_until
 
@@ -265,7 +271,7 @@ class BrokerSession:
         retention = self._outbox.retention
         now = time.monotonic()
         until = self._ticked + TICK_S
-        free = len(self._flight) < self._window and self._publishing
+        free = self._window_is_open and self._publishing
         if free and now < self._linger_until:
             until = min(until, self._linger_until)
         else:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 20  # messages acknowledged together: brokers send no more before they wait
 QUEUE_MESSAGES: Final = 200
-QUEUE_BYTES: Final = 64 << 20
+QUEUE_BYTES: Final = 32 << 20
 SLICE_EVENTS: Final = 50  # merged without a pause, about 0.3 ms
 RETRY_S: Final = 0.5
 ORIGINS_MAX: Final = 10_000
@@ -111,7 +111,9 @@ class Inbox:
         counters: ReplicationCounters,
         on_gap: Callable[[str, str], None],
         acknowledge: Callable[[list[Any]], None],
+        queue_bytes: int = QUEUE_BYTES,
     ) -> None:
+        """`queue_bytes`: the network thread is to read no more while so many wait or are in hand."""
         self._counters = counters
         self._on_gap = on_gap
         self.origins: dict[str, Origin] = {}
@@ -121,7 +123,8 @@ class Inbox:
         self._context = context
         self._acknowledge = acknowledge
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._put_bytes = self._taken_bytes = 0
+        self._queue_bytes = queue_bytes
+        self._put_bytes = self._done_bytes = 0
         self._put = self._done = 0  # messages
         self._in_hand: list[Delivery] = []
         self._throttle = LogThrottle(log)
@@ -136,12 +139,17 @@ class Inbox:
     @property
     def is_full(self) -> bool:
         """Predicate: should the network thread read no more for now?"""
-        return self._queue.qsize() >= QUEUE_MESSAGES or self._put_bytes - self._taken_bytes >= QUEUE_BYTES
+        return self._queue.qsize() >= QUEUE_MESSAGES or self.waiting_bytes >= self._queue_bytes
 
     @property
     def waiting(self) -> int:
         """Messages in the queue."""
         return self._queue.qsize()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What these and those in hand take."""
+        return self._put_bytes - self._done_bytes
 
     @property
     def is_idle(self) -> bool:
@@ -181,6 +189,7 @@ class Inbox:
             self._on_shortage(error)
             raise  # what was merged of them was taken back: all of them again
         self._done += len(self._in_hand)
+        self._done_bytes += sum(len(delivery.payload) for delivery in self._in_hand)
         self._in_hand = []
 
     def _take(self) -> list[Delivery]:
@@ -193,7 +202,6 @@ class Inbox:
                 break
             if delivery is None or self.worker.is_stopping:
                 return []
-            self._taken_bytes += len(delivery.payload)
             deliveries.append(delivery)
         return deliveries
 

@@ -172,12 +172,13 @@ class MqttConnection:
     def wait(self, timeout_s: float, wake_fd: int, reading: bool = True) -> None:
         """Sleep until something comes in, `wake_fd` is readable (it is read), or the time is over."""
         self._require_connection()
+        self._client.unread = 0
         wanted = (select.POLLIN if reading else 0) | (select.POLLOUT if self._client.want_write() else 0)
         if wanted != self._polled:
             self._poll.register(self._fd, wanted)
             self._polled = wanted
         self._poll.register(wake_fd, select.POLLIN)
-        for fd, event in self._poll.poll(0 if self._pending() else timeout_s * 1000):
+        for fd, event in self._poll.poll(0 if reading and self._pending() else timeout_s * 1000):
             if fd == wake_fd:
                 os.eventfd_read(wake_fd)
             else:
@@ -185,7 +186,7 @@ class MqttConnection:
                     self._client.loop_write()
                 if event & (select.POLLIN | select.POLLHUP | select.POLLERR):
                     self._client.loop_read()
-        while self._pending():
+        while reading and self._pending() and self._client.unread < READ_BYTES:
             self._client.loop_read()
         self._require_connection()
 
@@ -316,6 +317,7 @@ class MqttConnection:
 
     def _on_message(self, client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
         token = (message.mid, message.qos)
+        cast(_Client, client).unread += len(message.payload)
         self.incoming.append(Received(_text(message), bytes(message.payload), bool(message.retain), token))
 
 
@@ -332,6 +334,7 @@ class _Client(paho.Client):
 
     leave: Callable[[], bool]  # asked whether to give up connecting
     is_writing = False
+    unread = 0  # bytes of messages since the last wait; much of it has to be taken away first
 
     def _create_socket(self) -> Any:
         """The socket, connected and secured by a thread that is left alone if it takes too long."""
@@ -358,6 +361,9 @@ class _Client(paho.Client):
             return super()._packet_write()
         finally:
             self.is_writing = False
+
+    def _packet_read(self) -> MQTTErrorCode:
+        return super()._packet_read() if self.unread < READ_BYTES else MQTTErrorCode.MQTT_ERR_AGAIN
 
     def _sock_recv(self, size: int) -> bytes:
         """What has arrived, of `size` bytes; of a packet that is too large all behind PACKET_BYTES_MAX is skipped."""

@@ -75,6 +75,7 @@ class Outbox:
         self._on_gap = on_gap
         self._saved = self.cursor
         self._in_flight: deque[Batch] = deque()
+        self.in_flight_bytes = 0  # of their payloads, as far as they are not acknowledged
         self._lsn, self.next_sequence = self.cursor  # of the first event that is in no batch yet
         self._frame: LogFrame | None = None  # the one at `_lsn`, with local events left from `_offset` on
         self._offset = 0
@@ -139,6 +140,7 @@ class Outbox:
         payload = encode_message(self._source, first, pieces, count)
         batch = Batch(payload, first, count, LogPosition(self._lsn, self.next_sequence), timestamp)
         self._in_flight.append(batch)
+        self.in_flight_bytes += len(payload)
         return batch
 
     def acknowledge(self, batch: Batch) -> None:
@@ -151,6 +153,7 @@ class Outbox:
     def rewind(self) -> None:
         """The connection is gone, so no batch in flight will be acknowledged: begin again at the cursor."""
         self._in_flight.clear()
+        self.in_flight_bytes = 0
         self._lsn, self.next_sequence = self.cursor
         self._frame = None
 
@@ -228,6 +231,7 @@ class Outbox:
 
     def _finish(self, batch: Batch) -> None:
         batch.done = True
+        self.in_flight_bytes = max(0, self.in_flight_bytes - len(batch.payload))
         while self._in_flight and self._in_flight[0].done:
             self.cursor = self._in_flight.popleft().end
         self._pass_over()

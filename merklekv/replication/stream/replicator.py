@@ -45,8 +45,9 @@ class Replicator:
         address: str,
         heartbeat_s: float,
         store_id: str,
+        inbox_bytes: int,
     ) -> None:
-        """`address`: where peers reach this node.  `store_id`: hex."""
+        """`address`: where peers reach this node.  `store_id`: hex.  `inbox_bytes`: of events that wait, at most."""
         self._engine = engine
         self._broker = broker
         self._context = context
@@ -61,7 +62,14 @@ class Replicator:
         self._outbox = Outbox(engine, broker.node_id, self._topics.events, counters, partial(self._on_gap, ""))
         self._loop = ReconnectLoop(self._outbox, self._state, context.on_storage_failed)
         self._inbox = Inbox(
-            engine, broker.node_id, self._presence, context, counters, self._on_gap, self._loop.acknowledge
+            engine,
+            broker.node_id,
+            self._presence,
+            context,
+            counters,
+            self._on_gap,
+            self._loop.acknowledge,
+            inbox_bytes,
         )
         self.pubsub = PubSubLink(broker.node_id, counters, self._is_removed, self._loop.wake)
         self._watchdog = WorkerThread("replication-watchdog", self._watch, context.on_storage_failed)
@@ -101,6 +109,11 @@ class Replicator:
         self._watchdog.stop()
         if left := self._outbox.waiting_events:
             log.info("%(events)d events left in the outbox for the next start", {"events": left})
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What events take that came and are not applied yet."""
+        return self._inbox.waiting_bytes
 
     def enable(self, enabled: bool) -> None:
         """Connect, or disconnect; events wait in the outbox meanwhile."""

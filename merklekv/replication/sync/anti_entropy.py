@@ -50,6 +50,7 @@ BUSY_RETRY_S: Final = 0.2
 BUSY_PATIENCE_S: Final = 60.0  # of SYNC
 RETRY_S: Final = 1.0
 AWAITED_TRIES: Final = 3
+STATUSES_MAX: Final = 10  # taken at once; in a large cluster each holds the engine's lock for a few ms
 DELETIONS_MAX: Final = 20_000  # since the last exchange with a peer: their tombstones wait for the next one
 LOOK_S: Final = 1.0  # how often they are looked at
 _ELSEWHERE: Final = "node {} announces it and has to announce another one: set replication.advertise_address there"
@@ -282,8 +283,9 @@ class AntiEntropy:
         """Add the nodes that have announced themselves to the members."""
         while self._statuses and not self.worker.is_stopping:
             with self._changed:
-                _, status = self._statuses.popitem(last=False)
-            self.membership.on_status(status)
+                count = min(STATUSES_MAX, len(self._statuses))
+                statuses = [self._statuses.popitem(last=False)[1] for _ in range(count)]
+            self.membership.on_status(*statuses)
 
     def _has_begun(self, node: str) -> bool:
         with self._changed:
