@@ -1,8 +1,8 @@
 """What is refused: unknown names, broken streams, clients over a limit, and other protocols.
 
 A client of HTTP or TLS is closed without a reply, as Redis does. It may be a browser that a web page has sent here, so
-nothing that follows runs. A line that cannot be a command of any release ends the connection with an error: it begins a
-frame of another protocol, whose contents are no commands.
+nothing that follows runs. A line that cannot be a command of any release may begin a frame of another protocol: what
+has come with it does not run, and ends the connection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def broken(session: Session, request: Request) -> Reply:
 
 @unnamed(text.FOREIGN)
 def foreign(session: Session, request: Request) -> Reply:
-    _close_foreign(session, request[1])
+    _close_foreign(session, request[-1])
 
 
 def _close_foreign(session: Session, shown: bytes) -> NoReturn:
@@ -57,6 +57,14 @@ def unknown(session: Session, request: Request) -> Reply:
     raise RequestError(f"unknown command '{show(request[0])}', with args beginning with: {shown}")
 
 
+@unnamed(text.STRANGE, protocols=[RESP])
+def strange(session: Session, request: Request) -> Reply:
+    if request[1]:
+        session.context.traffic.protocol_errors += 1
+        session.doubt()
+    return unknown(session, request[1:])
+
+
 @unnamed(text.UNKNOWN, protocols=[LINE])
 def unknown_line(session: Session, request: Request) -> Reply:
     if not request[0]:
@@ -66,6 +74,8 @@ def unknown_line(session: Session, request: Request) -> Reply:
         _close_foreign(session, request[0])
     if not text.is_name(word):  # RESP, or another protocol: what follows may hold lines that would run as commands
         session.context.traffic.protocol_errors += 1
-        what = "RESP after the line protocol: use one connection for each" if word[:1] == b"*" else text.NO_NAME
-        raise Goodbye(b"ERROR %b\r\n" % what.encode())
+        if word[:1] == b"*":
+            raise Goodbye(b"ERROR RESP after the line protocol: use one connection for each\r\n")
+        session.doubt()
+        raise RequestError(text.NO_NAME)
     raise RequestError(f"Unknown command: {show(request[0])}")

@@ -26,7 +26,7 @@ from merklekv.engine.integers import strict_integer
 from merklekv.errors import MerkleKVError, NotANumber, NumberOverflow
 from merklekv.net.errors import RequestError
 from merklekv.net.protocol import inline
-from merklekv.net.protocol.text import BROKEN, FOREIGN, NO_NAME, Request, is_name, one_line
+from merklekv.net.protocol.text import BROKEN, FOREIGN, STRANGE, Request, is_name, one_line
 
 # The release whose replies are imitated: clients read it to decide which commands they may use.
 REDIS_VERSION = "7.0.15"
@@ -225,10 +225,8 @@ class RespParser(PlainParser):
         words = inline.split(line)
         if words is None:
             return self._break(requests, "unbalanced quotes in request")
-        if words and words[0] and not is_name(words[0]):
-            return self._break(requests, NO_NAME)
         if words:
-            requests.append(words)
+            requests.append(words if is_name(words[0]) else (STRANGE, *words))
         return True
 
     def _read_size(self, requests: list[Request]) -> bool:

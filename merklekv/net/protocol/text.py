@@ -42,6 +42,7 @@ class _Name(bytes):
 BROKEN = _Name(b"protocol error")  # followed by what is wrong with the stream
 REFUSED = _Name(b"refused")  # followed by why this connection is not served
 FOREIGN = _Name(b"foreign")  # followed by what shows that the client speaks another protocol
+STRANGE = _Name(b"strange")  # followed by the words of an inline command that cannot be one
 UNKNOWN = _Name(b"unknown")  # what runs for a name that no command has
 IN_TRANSACTION = _Name(b"in transaction")  # what runs for a command between MULTI and EXEC
 REFUSED_SUBSCRIBED = _Name(b"refused subscribed")  # what runs for a command that a subscriber of RESP2 may not run
