@@ -40,15 +40,24 @@ from merklekv.engine.log.segment import (
     corrupt,
     list_segments,
     segment_path,
-    sync_directory,
     sync_file,
     whole_frames,
 )
 from merklekv.engine.log.writer import Log, LogEnd
 from merklekv.engine.memtable import KEY_OVERHEAD, Memtable
-from merklekv.engine.record import EXPIRY, HEAD_SIZE, RECORD_OVERHEAD, VERSION_SIZE, flags_of, version_of
+from merklekv.engine.record import (
+    EXPIRY,
+    HEAD_SIZE,
+    RECORD_OVERHEAD,
+    TIMESTAMP_MAX,
+    VERSION_SIZE,
+    flags_of,
+    timestamp_of,
+    version_of,
+)
 from merklekv.engine.repairs import Repairs
 from merklekv.errors import Shortage
+from merklekv.files import sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +166,9 @@ def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
     try:
         replayed = Replayed.onto(base)
         end = recover_log(directory.log, base.checkpoint_lsn, replayed)
+        latest = max(replayed.newest, replayed.truncation)
+        if timestamp_of(latest) > TIMESTAMP_MAX:
+            raise damage(f"{directory.path}: the version {latest.hex()} is of a time that no clock shows")
         _log_recovered(replayed, base.checkpoint_lsn, end, time.monotonic() - began)
         log_ = Log(directory.log, end)
         if end is None:

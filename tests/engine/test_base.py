@@ -19,7 +19,7 @@ from merklekv.engine.base.reader import META_SIZES, Base
 from merklekv.engine.base.writer import BaseWriter
 from merklekv.engine.format import bucket_of
 from merklekv.engine.record import expiry_place, purge_marker
-from merklekv.engine.verify.check import check_base
+from merklekv.engine.verify.check import check_base, check_directory
 from merklekv.engine.verify.report import Report
 from merklekv.engine.verify.scrub import Scrub
 from merklekv.errors import Corruption, DiskFull, StorageFailed
@@ -205,6 +205,20 @@ def test_meta_of_a_wrong_size_is_damage(tmp_path: Path, name: bytes) -> None:
             transaction.put(name, b"x")
     with pytest.raises(Corruption, match=f"{base}: {name.decode()} in meta has not {META_SIZES[name]} bytes"):
         engines.open_engine(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", [b"truncation", b"newest"])
+def test_a_version_of_a_time_that_no_clock_shows_is_damage(tmp_path: Path, name: bytes) -> None:
+    """What is written next would have to be later."""
+    engines.open_engine(tmp_path / "data").close()
+    data = engines.damaged(tmp_path / "data")
+    with lmdb.open(str(data / "base"), max_dbs=5) as environment:
+        meta = environment.open_db(b"meta", create=False)
+        with environment.begin(write=True, db=meta) as transaction:
+            transaction.put(name, b"\xff" * 24)
+    with pytest.raises(Corruption, match="of a time that no clock shows"):
+        engines.open_engine(data)
+    assert any(f"{name.decode()} in meta: the version is 1844" in problem for problem in check_directory(data))
 
 
 def test_a_record_without_its_whole_head_is_read_as_a_damaged_one(tmp_path: Path) -> None:

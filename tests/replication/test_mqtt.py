@@ -18,5 +18,5 @@ def test_a_connection_that_breaks_before_connect_is_sent_is_lost(monkeypatch: py
     with socket.create_server(("127.0.0.1", 0)) as broker:
         port = broker.getsockname()[1]
         connection = MqttConnection(BrokerSettings("127.0.0.1", port, "prefix", "node"), "prefix/node/status", b"")
-        with pytest.raises(ConnectionLost, match=f"^cannot connect to 127.0.0.1:{port}: "):
+        with pytest.raises(ConnectionLost, match=f"127.0.0.1:{port}"):
             connection.open(lambda: False)

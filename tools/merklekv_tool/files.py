@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from merklekv.engine.log.segment import sync_directory
 from merklekv.errors import DiskFull
-from merklekv.files import private
+from merklekv.files import private, sync_directory
 from merklekv.output import OutputClosed
 from merklekv.shortage import NO_ROOM
 from merklekv_tool.errors import FileError

@@ -40,6 +40,7 @@ from merklekv.engine.verify.report import (
     marker_violations,
     record_violations,
     show,
+    time_violations,
     version_text,
 )
 from merklekv.errors import NotADataDirectory
@@ -208,6 +209,9 @@ def _check_meta(where: Path, view: BaseSnapshot, report: Report) -> BaseFacts:
         metadata = {name.removeprefix(METADATA): value for name, value in cursor if name.startswith(METADATA)}
     zero = bytes(reference.VERSION_SIZE)
     truncation, newest = values.get("truncation", zero), values.get("newest", zero)
+    for name, version in (("truncation", truncation), ("newest", newest)):
+        for violation in time_violations(version):
+            report.add(where, f"{name} in meta: {violation}")
     return BaseFacts(checkpoint_lsn, checkpointing, truncation, newest, metadata=metadata)
 
 
@@ -394,7 +398,10 @@ class LogWalk:
         if op == OP_TRUNCATE:
             if key or len(record) != reference.VERSION_SIZE:
                 report.add(where, f"a truncation version in {sizes}, expected 0 and 24")
-            elif record <= self.truncation:
+                return
+            for violation in time_violations(record):
+                report.add(where, f"the truncation: {violation}")
+            if record <= self.truncation:
                 shown = version_text(record), version_text(self.truncation)
                 report.add(
                     where, f"the truncation version is {shown[0]}, expected more than the one before, {shown[1]}"

@@ -14,6 +14,7 @@ from merklekv.output import counted
 VIOLATIONS_MAX: Final = 200  # sentences; what comes after is counted
 STEPS_PER_REPORT: Final = 4096
 SHOWN_KEY_SIZE: Final = 60
+TIME_MAX: Final = (1 << 63) - 1  # ns
 PURGE_MARKER_TAIL: Final = b"\x05" + bytes(16)  # flags and digest of a marker
 DELETION_TIME_SIZE: Final = 8  # behind that, in one of a lone node's deletion
 
@@ -105,7 +106,14 @@ def marker_violations(key: bytes, record: bytes, truncation: bytes) -> Iterator[
     yield from _version_violations(record, truncation)
 
 
+def time_violations(version: bytes) -> Iterator[str]:
+    """What is wrong with the time of a version."""
+    if number(version[:8]) > TIME_MAX:
+        yield f"the version is {version_text(version)}, of a time that no clock shows"
+
+
 def _version_violations(record: bytes, truncation: bytes) -> Iterator[str]:
+    yield from time_violations(version_of(record))
     if version_of(record) < truncation:
         lowest = version_text(truncation)
         yield f"the version is {version_text(record)}, expected none below the truncation version {lowest}"
