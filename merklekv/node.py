@@ -43,7 +43,7 @@ from merklekv.malloc import give_memory_back
 from merklekv.metrics import NodeMetrics
 from merklekv.net.client import REPLY_BYTES_MAX, REPLY_ROOM_BYTES, Client
 from merklekv.net.commands import records
-from merklekv.net.limits import FILES_OVER_HTTP, Limits
+from merklekv.net.limits import FILES_OVER_HTTP, VALUES_MIN, Limits
 from merklekv.net.pubsub import Message
 from merklekv.net.registry import Long
 from merklekv.net.server import Server
@@ -74,9 +74,8 @@ PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox
 SHOWN_PEERS = 5
 # Of the memory that a process may have, in a container or on a small machine: room for what clients hold and one copy
 # of it, for five memtables as objects, and for the checkpoint process.
-MEMORY_SHARE = 4
+MEMORY_SHARE = 5
 MEMTABLE_SHARE = 32
-MEMORY_VALUES = 4  # what clients hold is at least this many of the largest values
 INBOX_SHARE = 8  # messages of other nodes wait in an eighth of the memory of all clients
 LOOK_S = 1.0  # between two looks at the wall clock and at the workers, at most
 
@@ -527,7 +526,7 @@ def _leave(status: int) -> NoReturn:
 
 def fit(settings: Settings, available: int) -> Settings:
     """The same, but with no more than this node can use if it may have so many bytes of memory. Logs a warning."""
-    memory = min(settings.limits.memory, max(available // MEMORY_SHARE, MEMORY_VALUES * settings.max_value_size))
+    memory = min(settings.limits.memory, max(available // MEMORY_SHARE, VALUES_MIN * settings.max_value_size))
     memtable = min(settings.memtable_size, max(available // MEMTABLE_SHARE, MIN_MEMTABLE_SIZE))
     if memory < settings.limits.memory or memtable < settings.memtable_size:
         fields = {"bytes": available, "memory": memory, "memtable": memtable}

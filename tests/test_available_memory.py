@@ -58,7 +58,7 @@ def test_settings_that_fit() -> None:
     settings = Settings()
     assert fit(settings, 8 << 30) == settings
     small = fit(settings, 256 * MIB)
-    assert (small.limits.memory, small.memtable_size) == (64 * MIB, 8 * MIB)
+    assert (small.limits.memory, small.memtable_size) == (256 * MIB // 5, 8 * MIB)
     assert fit(small, 256 * MIB) == small
     tight = fit(Settings(max_value_size=MIB, limits=LimitSettings(memory=16 * MIB)), 32 * MIB)
-    assert (tight.limits.memory, tight.memtable_size) == (8 * MIB, MIB)
+    assert (tight.limits.memory, tight.memtable_size) == (32 * MIB // 5, MIB)

@@ -90,8 +90,8 @@ CONNECTION_BYTES = 4 * KIB
 # What an argument costs beside its bytes, and a key that a client watches.
 ARGUMENT_BYTES = 64
 WATCHED_BYTES = 256
-# A large value is there several times while a request is read, stored and answered.
-VALUES_IN_HALF = 2
+# Clients together may hold at least so many of the largest values, and one request or reply half of that.
+VALUES_MIN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +118,10 @@ class Limits:
                 f"the output limit of {self.output_hard_bytes} bytes is less than the largest value, {value_bytes} "
                 "bytes: raise the first or lower the second"
             )
-        if half < VALUES_IN_HALF * value_bytes:
+        if self.memory_bytes < VALUES_MIN * value_bytes:
             raise InvalidArgument(
-                f"{self.memory_bytes} bytes of memory for clients are less than {2 * VALUES_IN_HALF} times the largest "
-                f"value, {value_bytes} bytes: raise the first or lower the second"
+                f"{self.memory_bytes} bytes of memory for clients are less than {VALUES_MIN} times the largest value, "
+                f"{value_bytes} bytes: raise the first or lower the second"
             )
         request_bytes = min(half, max(self.request_bytes, value_bytes + REQUEST_ROOM_BYTES))
         return replace(self, request_bytes=request_bytes, output_hard_bytes=min(half, self.output_hard_bytes))

@@ -202,8 +202,8 @@ def test_one_request_or_reply_takes_at_most_half(start: Start, connect: Connect,
 
 
 def test_a_budget_that_is_too_small_for_the_largest_value_is_refused(engine: Engine) -> None:
-    with pytest.raises(InvalidArgument, match="less than 4 times the largest value, 16777216 bytes"):
-        Server(engine, limits=Limits(memory_bytes=BUDGET - 1))
+    with pytest.raises(InvalidArgument, match="less than 3 times the largest value, 16777216 bytes"):
+        Server(engine, limits=Limits(memory_bytes=48 * MIB - 1))
 
 
 def test_long_scans_of_short_keys_count_as_what_they_take(

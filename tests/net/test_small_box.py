@@ -77,7 +77,7 @@ def test_a_node_in_a_small_box_survives_those_who_fill_it(
     small.start()
     small.wait_connected()
     peer = harness.create_node("peer", *HEALING)
-    assert "limits.memory is 67108864, memtable_size 8388608" in small.process.output()
+    assert "limits.memory is 53687091, memtable_size 8388608" in small.process.output()
     address = ("127.0.0.1", small.process.port)
     pid = small.process.pid
     attack = Attack(address)

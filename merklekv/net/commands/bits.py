@@ -218,12 +218,15 @@ def _bitop(engine: Engine, name: bytes, destination: bytes, keys: Sequence[bytes
         value = engine.get(key) or b""
         result += bytes(max(len(value) - len(result), 0))
         yield from _combine(result, value, name, steps)
+        del value  # it may be large
+    combined = bytes(result)
+    result.clear()
     with engine.lock:
-        if result:
-            engine.set(destination, bytes(result))
+        if combined:
+            engine.set(destination, combined)
         else:
             engine.delete(destination)
-    return resp.integer(len(result))
+    return resp.integer(len(combined))
 
 
 def _combine(result: bytearray, value: bytes, name: bytes, steps: Steps) -> Generator[None, None, None]:

@@ -381,7 +381,9 @@ def setrange(session: Session, request: Request) -> Reply:
             return resp.integer(len(old))
         if offset + len(patch) > engine.max_value_size:
             raise RequestError(TOO_LONG)
-        new = old[:offset].ljust(offset, b"\0") + patch + old[offset + len(patch) :]
+        view = memoryview(old)  # both may be large: no part is copied twice, and the old value goes before the write
+        new = b"".join((view[:offset], bytes(max(0, offset - len(old))), patch, view[offset + len(patch) :]))
+        del old, view
         engine.change(OP_SETRANGE, request[1], new)
     return resp.integer(len(new))
 
