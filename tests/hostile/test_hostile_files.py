@@ -1,4 +1,4 @@
-"""A short campaign over files, settings and verbs, with the same inputs each time; a failure prints how to see it again.
+"""A short campaign over files, settings and verbs; the same inputs each time. A failure prints how to see it again.
 
 `python -m tests.hostile` draws new ones.
 """

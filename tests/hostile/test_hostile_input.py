@@ -1,4 +1,4 @@
-"""A short campaign over every path of the network, with the same inputs each time; a failure prints how to see it again.
+"""A short campaign over every path of the network; the same inputs each time. A failure prints how to see it again.
 
 `python -m tests.hostile` draws new ones.
 """
