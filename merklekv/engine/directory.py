@@ -25,6 +25,7 @@ from typing import Final
 from merklekv.engine import failpoints
 from merklekv.engine.access import no_permission, trouble
 from merklekv.engine.format import FORMAT_LINE, FORMAT_VERSION
+from merklekv.engine.log.segment import sync_directory
 from merklekv.errors import (
     Corruption,
     DirectoryLocked,
@@ -34,7 +35,7 @@ from merklekv.errors import (
     NotADataDirectory,
     StorageFailed,
 )
-from merklekv.files import DIRECTORY_MODE, FILE_MODE, replace_file, sync_directory
+from merklekv.files import DIRECTORY_MODE, FILE_MODE, replace_file
 from merklekv.pause import pause
 from merklekv.shortage import shortage_of
 

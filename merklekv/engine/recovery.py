@@ -40,6 +40,7 @@ from merklekv.engine.log.segment import (
     corrupt,
     list_segments,
     segment_path,
+    sync_directory,
     sync_file,
     whole_frames,
 )
@@ -57,7 +58,6 @@ from merklekv.engine.record import (
 )
 from merklekv.engine.repairs import Repairs
 from merklekv.errors import Shortage
-from merklekv.files import sync_directory
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from merklekv.errors import DiskFull
-from merklekv.files import private, sync_directory
+from merklekv.files import private
 from merklekv.output import OutputClosed
 from merklekv.shortage import NO_ROOM
 from merklekv_tool.errors import FileError
@@ -61,6 +61,8 @@ def _output(name: str) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
+            from merklekv.engine.log.segment import sync_directory  # here: its modules take long to import
+
             sync_directory(path.absolute().parent)
         finally:
             draft.unlink(missing_ok=True)

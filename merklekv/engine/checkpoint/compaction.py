@@ -18,8 +18,8 @@ from merklekv.engine import failpoints
 from merklekv.engine.base.environment import DATA_FILE
 from merklekv.engine.base.reader import Base
 from merklekv.engine.base.writer import BaseWriter
-from merklekv.engine.log.segment import sync_file
-from merklekv.files import DIRECTORY_MODE, FILE_MODE, sync_directory
+from merklekv.engine.log.segment import sync_directory, sync_file
+from merklekv.files import DIRECTORY_MODE, FILE_MODE
 
 LOCK_FILE: Final = "lock.mdb"
 LOCK_FILE_SIZE: Final = 8192  # as LMDB makes it

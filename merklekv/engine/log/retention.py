@@ -38,11 +38,12 @@ from merklekv.engine.log.segment import (
     first_event,
     list_segments,
     segment_path,
+    sync_directory,
     sync_file,
 )
 from merklekv.engine.log.writer import Log
 from merklekv.errors import DirectoryUnwritable
-from merklekv.files import replace_file, sync_directory
+from merklekv.files import replace_file
 from merklekv.log_throttle import LogThrottle
 from merklekv.shortage import is_shortage
 

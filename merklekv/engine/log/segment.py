@@ -203,6 +203,15 @@ def sync_file(path: Path) -> None:
         os.close(fd)
 
 
+def sync_directory(directory: Path) -> None:
+    """Makes created, renamed and deleted names durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 class Segment:
     """One segment file, read through a memory map.  `with Segment(path) as segment: ...`"""
 

@@ -423,7 +423,7 @@ class LogWalk:
                 report.add(f"{where}, key {show(key)}", violation)
         else:
             where = f"{where}, key {show(key)}"
-            for violation in record_violations(key, record, self.truncation):
+            for violation in (*record_violations(key, record, self.truncation), *time_violations(record)):
                 report.add(where, violation)
             if not remote and record[24:25] not in ((b"\1",) if op in DELETE_OPS else (b"\0", b"\2")):
                 report.add(where, f"the flags are {record[24:25].hex()}, expected others for op {op}")

@@ -113,7 +113,6 @@ def time_violations(version: bytes) -> Iterator[str]:
 
 
 def _version_violations(record: bytes, truncation: bytes) -> Iterator[str]:
-    yield from time_violations(version_of(record))
     if version_of(record) < truncation:
         lowest = version_text(truncation)
         yield f"the version is {version_text(record)}, expected none below the truncation version {lowest}"
