@@ -34,7 +34,7 @@ from merklekv.engine.format import MAX_KEY_SIZE
 Pair = tuple[bytes, bytes]  # a key and its record, or its head
 
 TIMESTAMP_SIZE: Final = 8
-TIMESTAMP_MAX: Final = (1 << 63) - 1  # nanoseconds: in the year 2262 the clocks of Linux end
+TIMESTAMP_MAX: Final = (1 << 64) - 2  # nanoseconds, of a truncation: what is written next is later
 STORE_ID_SIZE: Final = 8
 EPOCH_SIZE: Final = 4
 OP_ID_SIZE: Final = 16

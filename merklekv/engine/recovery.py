@@ -166,9 +166,10 @@ def _open_data(directory: DataDirectory) -> tuple[Base, Log, Replayed]:
     try:
         replayed = Replayed.onto(base)
         end = recover_log(directory.log, base.checkpoint_lsn, replayed)
-        latest = max(replayed.newest, replayed.truncation)
-        if timestamp_of(latest) > TIMESTAMP_MAX:
-            raise damage(f"{directory.path}: the version {latest.hex()} is of a time that no clock shows")
+        if timestamp_of(replayed.truncation) > TIMESTAMP_MAX:
+            raise damage(
+                f"{directory.path}: the truncation {replayed.truncation.hex()} is of a time that no clock shows"
+            )
         _log_recovered(replayed, base.checkpoint_lsn, end, time.monotonic() - began)
         log_ = Log(directory.log, end)
         if end is None:

@@ -14,7 +14,7 @@ from merklekv.output import counted
 VIOLATIONS_MAX: Final = 200  # sentences; what comes after is counted
 STEPS_PER_REPORT: Final = 4096
 SHOWN_KEY_SIZE: Final = 60
-TIME_MAX: Final = (1 << 63) - 1  # ns
+TIME_MAX: Final = (1 << 64) - 2  # ns, of a truncation
 PURGE_MARKER_TAIL: Final = b"\x05" + bytes(16)  # flags and digest of a marker
 DELETION_TIME_SIZE: Final = 8  # behind that, in one of a lone node's deletion
 
