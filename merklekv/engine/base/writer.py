@@ -120,20 +120,14 @@ class BaseWriter:
 
     @contextmanager
     def _transaction(self) -> "Iterator[lmdb.Transaction[bytes]]":
-        try:
-            with self._env.begin(write=True) as txn:
-                yield txn
-        except lmdb.Error as error:
-            raise translate(error, self._path) from error
+        with translating(self._path), self._env.begin(write=True) as txn:
+            yield txn
 
     @contextmanager
     def _reading(self) -> "Iterator[lmdb.Transaction[memoryview]]":
         """A transaction that reads without copying; what it gives ends with it."""
-        try:
-            with self._env.begin(buffers=True) as txn:
-                yield txn
-        except lmdb.Error as error:
-            raise translate(error, self._path) from error
+        with translating(self._path), self._env.begin(buffers=True) as txn:
+            yield txn
 
     @contextmanager
     def snapshot(self) -> Iterator[BaseSnapshot]:
