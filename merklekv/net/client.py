@@ -24,6 +24,7 @@ from merklekv.sockets import set_up
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 60.0
+ANSWER_TIMEOUT_S: Final = 10.0  # to a PING, of a node that runs at all
 PROGRESS_BYTES_S: Final = 1 << 15  # the rate of a long reply, once the time for its beginning has passed
 REPLY_BYTES_MAX: Final = 64 << 20  # a value of the usual size in any message, and a few times more
 REPLY_ROOM_BYTES: Final = 8 << 20  # for a reply beside the largest value
@@ -68,6 +69,14 @@ class Client:
         self.send([parts])
         return self.receive()
 
+    def require_answer(self) -> None:
+        """Returns once the node has answered a PING. For a process that hangs the kernel still takes requests, and a
+        long command would not show that for a long time. Raises NoAnswer after ANSWER_TIMEOUT_S."""
+        timeout_s, self._timeout_s = self._timeout_s, min(self._timeout_s, ANSWER_TIMEOUT_S)
+        with contextlib.suppress(NodeError):  # of another server: the next command shows what it is
+            self.call(b"PING")
+        self._timeout_s = timeout_s
+
     def send(self, requests: Iterable[Sequence[bytes]]) -> None:
         """Sends commands without waiting; `receive` then gives their replies in order."""
         self.send_encoded(b"".join([_pack(parts) for parts in requests]))
@@ -109,7 +118,7 @@ class Client:
 
     def _broken(self, error: OSError) -> Unreachable:
         if isinstance(error, TimeoutError):
-            return NoAnswer(f"{self.name}: no whole answer within {self._timeout_s:.0f} s")
+            return NoAnswer(f"{self.name}: no whole answer within {self._timeout_s:g} s")
         return Unreachable(f"{self.name}: the connection broke: {error.strerror or error}")
 
     def close(self) -> None:

@@ -171,7 +171,7 @@ class TestGracefulDegradation:
         assert node.ask("APPEND k 0") == "VALUE 20"
         assert node.ask("DELETE k") == "DELETED"
         assert node.ask("TRUNCATE") == "OK"
-        assert node.ask("REPLICATE status").startswith("REPLICATION enabled 1 nodes state=")
+        assert node.ask("REPLICATE status").startswith("REPLICATION enabled 1 node state=")
 
     def test_local_writes_do_not_wait_for_the_broker(self, own_harness: ReplicationTestHarness) -> None:
         node = own_harness.create_node()

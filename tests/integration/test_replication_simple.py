@@ -22,7 +22,7 @@ def test_a_message_makes_the_round(wire: Wire, topic_prefix: str) -> None:
 
 def test_a_node_connects_and_says_so(harness: ReplicationTestHarness) -> None:
     node = harness.create_node("first")
-    assert node.ask("REPLICATE status").startswith("REPLICATION enabled 1 nodes state=connected outbox=0 ")
+    assert node.ask("REPLICATE status").startswith("REPLICATION enabled 1 node state=connected outbox=0 ")
     wait_until(lambda: "connected to the broker" in node.process.output())
 
 

@@ -145,7 +145,7 @@ def test_an_error_is_harmless_to_a_terminal(peer: Peer) -> None:
 
 
 def test_a_peer_that_says_nothing(peer: Peer) -> None:
-    with Client(*peer([]), timeout_s=0.2) as client, pytest.raises(NoAnswer, match="no whole answer within 0 s"):
+    with Client(*peer([]), timeout_s=0.2) as client, pytest.raises(NoAnswer, match=r"no whole answer within 0\.2 s"):
         client.call(b"PING")
 
 
@@ -254,3 +254,12 @@ def test_an_error_without_a_text_has_words(data: bytes) -> None:
     parser.feed(data)
     with pytest.raises(ErrorReply, match="an error without a text"):
         parser.next()
+
+
+def test_a_node_that_hangs_is_found_out_before_a_long_command(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT_S", 0.05)
+    with Client(*peer([]), timeout_s=3600) as client, pytest.raises(NoAnswer, match=r"no whole answer within 0\.05 s"):
+        client.require_answer()
+    with Client(*peer([b"-ERR unknown command\r\n"]), timeout_s=3600) as client:
+        client.require_answer()
+        assert client._timeout_s == 3600

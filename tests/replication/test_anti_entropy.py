@@ -18,6 +18,7 @@ from merklekv.replication.cluster.members import UnknownMember
 from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Status
 from merklekv.replication.cluster.storage import load_members
 from merklekv.replication.sync import anti_entropy as module
+from merklekv.replication.sync import initiator as initiator_module
 from merklekv.replication.sync import responder, schedule
 from merklekv.replication.sync.anti_entropy import Stopped
 from merklekv.replication.sync.messages import ExchangeRefused
@@ -325,6 +326,31 @@ def test_an_exchange_waits_while_one_with_another_node_goes_on(
     c.sync(b)
     wait_until(lambda: a.figure("exchange_peers_in_sync") == 1)
     assert alike(a, b, c)
+
+
+def test_an_exchange_that_does_not_end_gives_way(make: Make, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, long, b = make("a", addresses=["long:1"]), make("long"), make("b")
+    for number in range(200):
+        long.engine.set(b"%d" % number, b"v")
+    a.engine.set(b"0", b"v")
+    b.engine.set(b"k", b"v")
+    monkeypatch.setattr(initiator_module, "BATCH_BUCKETS", 1)
+    monkeypatch.setattr(initiator_module, "PAGES_RATIO", 1000)  # it compares, a bucket at a time
+    monkeypatch.setattr(module, "EXCLUSIVE_S", 0)
+    steps: list[str] = []
+
+    def count(asking: Node, address: str) -> None:
+        steps.append(address)
+        if len(steps) == 5:
+            a.anti_entropy.on_status(b.status())
+
+    net.before = count
+    a.start()
+    wait_until(lambda: a.figure("exchange_peers_in_sync") == 2)
+    assert steps[:6] == ["long:1"] * 5 + ["b:1"]
+    assert steps.count("long:1") > 200, "it goes on where it was"
+    assert a.figure("exchange_failures") == 0
+    assert alike(a, long)
 
 
 def test_two_syncs_with_one_address_take_turns(make: Make, net: Net) -> None:

@@ -53,7 +53,7 @@ def changed(message: bytes, change: Callable[[Answer], object]) -> bytes:
         ("transfer", lambda it: it.update(do="scan"), "it answered 'scan' to 'transfer'"),
         ("done", lambda it: it.update(table=1), "table is int, not bytes"),
         ("done", lambda it: it.update(table=b"xx"), "a table that cannot be unpacked: "),
-        ("done", lambda it: it.update(table=it["table"][:-1]), "a table that is cut, or has more than 16777216 bytes"),
+        ("done", lambda it: it.update(table=it["table"][:-1]), "a table that is cut, or has more than 4194304 bytes"),
         ("done", lambda it: it.update(table=zlib.compress(b"")), "no CBOR: "),
     ],
 )

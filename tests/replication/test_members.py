@@ -245,6 +245,25 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(members) == 2
 
 
+def test_nodes_that_only_announce_themselves_take_a_part_of_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "UNMET_MAX", 2)
+    members = new("a")
+    for name in "bc":
+        assert members.record_contact(name, store_id(1))
+    with pytest.raises(TooManyMembers, match="2 members have not exchanged yet: it becomes one when it does"):
+        members.record_contact("d", store_id(1))
+    assert not members.record_contact("b", store_id(1)), "it is one"
+    assert members.record_contact("d", store_id(1), has_written=True)
+    told = table("e", rows={who("f"): MemberRow(), who("g"): MemberRow(5, 5)})
+    members.add_members_of(told)
+    assert [one.node for one, _ in members] == ["b", "c", "d", "e", "g"], "f has exchanged with nobody"
+    members.merge_table(told)
+    for name in "bcd":
+        exchange(members, new(name), 20)
+    members.add_members_of(told)
+    assert [one.node for one, _ in members] == ["b", "c", "d", "e", "f", "g"]
+
+
 # -- as bytes ----------------------------------------------------------------------------------------------------------
 
 times = st.integers(0, NUMBER_MAX)
@@ -332,7 +351,7 @@ def test_the_largest_table_can_be_stored_and_sent() -> None:
         for _ in range(members_module.MEMBERS_MAX - 1 + members_module.REMOVED_MAX)
     ]
     present, gone = everyone[: members_module.MEMBERS_MAX - 1], everyone[members_module.MEMBERS_MAX - 1 :]
-    members.add_members_of(table("peer", rows=dict.fromkeys(present[1:], MemberRow())))
+    members.add_members_of(table("peer", rows=dict.fromkeys(present[1:], MemberRow(1, 1))))
     members.removed |= dict.fromkeys(gone, 5)
     for one in everyone:
         members.stable_through[one] = chance.randrange(NUMBER_MAX)

@@ -98,17 +98,68 @@ def test_the_number_of_peers_is_bounded_whatever_was_removed_at_the_broker(
     assert addresses(peers.all()) == ["x:1", "b:1"]
 
 
-def test_a_node_without_room_is_a_peer_once_there_is_some(bounded: tuple[Presence, ExchangePeers]) -> None:
+def test_statuses_that_are_retained_keep_no_node_out(bounded: tuple[Presence, ExchangePeers]) -> None:
     others, peers = bounded
+    others.on_status("b", online("b", "b:1").encode())
     for number in range(1, 10):
         others.on_status(f"m{number}", online(f"m{number}", f"m:{number}").encode())
-    assert addresses(peers.all()) == ["x:1", "m:1", "m:2", "m:3"], "those that are online stay"
-    heartbeat = online("m5", "m:5").encode()
-    others.on_status("m5", heartbeat)
-    others.on_status("m1", b"")
-    assert addresses(peers.all()) == ["x:1", "m:2", "m:3"]
-    others.on_status("m5", heartbeat)
-    assert addresses(peers.all()) == ["x:1", "m:2", "m:3", "m:5"]
+        others.on_status("b", online("b", "b:1").encode())
+        assert len(peers._peers) <= 5
+    assert addresses(peers.all()) == ["x:1", "b:1", "m:8", "m:9"], "who has been silent for longest went"
+    others.on_status("c", online("c", "c:1").encode())
+    assert addresses(peers.all()) == ["x:1", "b:1", "m:9", "c:1"]
+
+
+def test_a_false_status_takes_no_peer_away() -> None:
+    peers = ExchangePeers(["x:1"], INTERVAL_S)
+    peers.on_status(online("b", "b:1"))
+    peers.on_status(online("evil", "b:1"))
+    assert addresses(peers.of("b")) == addresses(peers.of("evil")) == ["b:1"]
+    assert peers.at("b:1").node == "b", "as far as is known"
+    peers.on_status(Status("evil", OFFLINE))
+    assert addresses(peers.all()) == ["x:1", "b:1"]
+    peers.on_status(online("evil", "b:1"))
+    peers.on_status(online("evil", "elsewhere:1"))
+    assert addresses(peers.all()) == ["x:1", "b:1", "elsewhere:1"]
+    peers.on_status(Status("b", OFFLINE))
+    assert addresses(peers.all()) == ["x:1", "elsewhere:1"]
+    peers.on_status(online("evil", "b:1"))
+    peers.on_status(online("b", "b:1"))
+    assert addresses(peers.of("b")) == ["b:1"], "whoever was there before"
+    peers.on_status(Status("evil", OFFLINE))
+    assert addresses(peers.all()) == ["x:1", "b:1"]
+
+
+def test_peers_that_hang_leave_half_of_the_time_to_the_others() -> None:
+    peers = ExchangePeers(["slow:1", "new:1", "good:1"], INTERVAL_S)
+    slow, new, good = peers.all()
+    now = time.monotonic() + 1
+    peers.rest_doubtful(now, 30)
+    assert peers.next_due(now) is not None, "none is better than the others"
+    good.succeed(ExchangeReport("good"))
+    slow.fail("no answer")
+    new.schedule.due, slow.schedule.due, good.schedule.due = now - 2, now - 1, now
+    assert peers.next_due(now) is good
+    good.schedule.due = now + 60
+    assert (peers.next_due(now + 29), peers.wait_s(now + 29)) == (None, 1)
+    assert peers.next_due(now + 30) is new
+    good.fail("no answer, too")
+    assert peers.next_due(now) is new
+    for peer in (slow, good):
+        peer.mark_in_sync()
+    slow.schedule.failures, slow.schedule.due = 0, now - 3
+    assert peers.next_due(now) is slow, "it answers again"
+
+
+def test_who_has_failed_less_often_is_tried_first() -> None:
+    peers = ExchangePeers(["slow:1", "back:1"], INTERVAL_S)
+    slow, back = peers.all()
+    slow.fail("no answer")
+    back.fail("no answer")
+    peers.on_status(online("back", "back:1"))
+    slow.schedule.due, back.schedule.due = 1, 2
+    assert peers.next_due(3) is back
+    assert peers.next_due(1) is slow
 
 
 def test_the_peer_that_waits_for_longest_is_the_next() -> None:

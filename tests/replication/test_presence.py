@@ -119,10 +119,20 @@ def test_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "NODES_MAX", 2)
     others = Presence("a", "own", ignore)
     for number in range(5):
+        others.on_status("n0", Status("n0", ONLINE, sequence=number).encode())
         others.on_status(f"n{number}", Status(f"n{number}", ONLINE).encode())
-    assert others.online() == {"n0", "n1"}
+    assert others.online() == {"n0", "n4"}, "who was heard last, so retained statuses keep nobody out"
     others.on_status("n0", Status("n0", OFFLINE).encode())
-    assert others.online() == {"n1"}
+    assert (others.online(), others.is_online("n0"), others.is_online("n4")) == ({"n4"}, False, True)
+
+
+def test_who_goes_for_another_is_told_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "NODES_MAX", 1)
+    news: list[tuple[str, str]] = []
+    others = Presence("a", "own", lambda status: news.append((status.node, status.state)))
+    for node, state in (("b", ONLINE), ("c", OFFLINE), ("d", ONLINE)):
+        others.on_status(node, Status(node, state).encode())
+    assert news == [("b", ONLINE), ("b", OFFLINE), ("c", OFFLINE), ("d", ONLINE)]
 
 
 def test_topics_say_whose_they_are() -> None:

@@ -114,6 +114,7 @@ class BatchClient(Client):
 def run(address: tuple[str, int], load: Load) -> tuple[Latencies, float]:
     """Writes the keys, measures, deletes the keys. Returns latencies and seconds. Raises Unreachable, NodeError."""
     with Client(*address) as control:
+        control.require_answer()
         value = os.urandom(load.value_size)
         try:
             if load.name != "set":

@@ -37,6 +37,10 @@ A stored row, or a whole table, that cannot be read moves to `unreadable`, with 
 unknown, so this node's `stable` is then 0, which holds back every horizon of the cluster, and it adopts none.  That
 ends when the member is added again, or by `remove`.
 
+Whoever may publish at the broker can announce nodes that do not exist.  So no more than UNMET_MAX members are there
+without an exchange or an event of theirs.  A node that finds no room becomes a member by its first exchange or event.
+If nodes then know different members, their views differ, and the horizon rests.
+
 A silent member may still have what others have deleted, so only `remove` removes a member, for good.  Some members may
 have applied writes of it that others lack and that are older than what these have applied of each other.  So nothing
 that was applied before is confirmed beyond what was applied of the removed member, until there was an exchange with a
@@ -81,11 +85,12 @@ T = TypeVar("T")
 TABLE_VERSION: Final = 6
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
-REMOVED_MAX: Final = 5000
+UNMET_MAX: Final = 100  # of these: members that no node that told of them has exchanged with
+REMOVED_MAX: Final = 1000
 DESCRIBED_MAX: Final = MEMBERS_MAX + REMOVED_MAX
 REASON_SIZE_MAX: Final = 1000
 CONTACT_MAX: Final = 1e12  # s
-TABLE_ITEMS_MAX: Final = 1 << 19  # CBOR items of a stored table; the fullest one has 345,000
+TABLE_ITEMS_MAX: Final = 150_000  # CBOR items of a stored table; the fullest one has 133,000
 UNKNOWN_STORE_ID: Final = b""  # of a member without an exchange so far
 _WHO: Final = ("node", "store_id")  # how a row names a member
 _UNREADABLE: Final = "unreadable+"  # begins the name of an unreadable row; no node id has a '+'
@@ -449,12 +454,18 @@ class Members(MemberMaps):
         self.redeleted[self.identity] = max(clock, self.redeleted.get(self.identity, 0) + 1)
 
     def record_contact(
-        self, node: str, store_id: bytes = UNKNOWN_STORE_ID, address: str = "", now: float = 0.0
+        self,
+        node: str,
+        store_id: bytes = UNKNOWN_STORE_ID,
+        address: str = "",
+        now: float = 0.0,
+        *,
+        has_written: bool = False,
     ) -> bool:
         """A node has sent something: add it if it is new, with its address and the time (wall clock, s).
 
         A node without a store id stands for itself until that is known.  Returns whether a member was added.  Raises
-        TooManyMembers.
+        TooManyMembers.  `has_written`: it has sent writes, which the horizon must not pass without it.
         """
         if not is_node_id(node):
             return False
@@ -463,6 +474,8 @@ class Members(MemberMaps):
         is_known = who in self._others if store_id else bool(known)
         added = not is_known and not self.is_removed(node, store_id) and node != self.identity.node
         if added:
+            if not has_written and not self._unmet_room():
+                raise TooManyMembers(f"{UNMET_MAX} members have not exchanged yet: it becomes one when it does")
             self._add({who})
         for other in [who] if store_id else known or [who]:
             if (member := self._others.get(other)) is not None:
@@ -494,7 +507,9 @@ class Members(MemberMaps):
         """
         self._remove(peer.removed.keys())
         reports = {who: row.report for who, row in peer.rows.items()} | {peer.identity: peer.report}
-        self._add({who for who in reports if who != self.identity and who not in self.removed})
+        new = reports.keys() - self._others.keys() - self.removed.keys() - {self.identity}
+        unmet = sorted(who for who in new if peer.rows.get(who) == NO_ROW)
+        self._add(new - {*unmet[self._unmet_room() :]})
         for who, report in reports.items():
             if (member := self._others.get(who)) is not None:
                 member.report = max(member.report, report)
@@ -570,6 +585,10 @@ class Members(MemberMaps):
             if len(described) > DESCRIBED_MAX:
                 for who in described.keys() - known:
                     del described[who]
+
+    def _unmet_room(self) -> int:
+        """How many more members there may be without an exchange."""
+        return max(0, UNMET_MAX - sum(not member.applied_through for member in self._others.values()))
 
     def _add(self, new: set[Identity]) -> None:
         """Add members.  One without a store id gives way to one of the same node that has one, or had when removed."""

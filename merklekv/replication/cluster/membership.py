@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from merklekv.engine.engine import Engine
@@ -73,12 +74,17 @@ class Membership:
 
         The table is stored once for all of them: each time, all of it goes into the log.
         """
+        self._add(statuses, has_written=False)
+
+    def _add(self, statuses: Sequence[Status], has_written: bool) -> None:
         added = False
         with self._engine.lock:
             for status in statuses:
                 try:
                     store_id = _parse_store_id(status.store_id)
-                    added |= self._members.record_contact(status.node, store_id, status.address, time.time())
+                    added |= self._members.record_contact(
+                        status.node, store_id, status.address, time.time(), has_written=has_written
+                    )
                 except TooManyMembers as problem:
                     self._warn_no_member(status, problem)
             if not added:
@@ -91,7 +97,7 @@ class Membership:
         self._engine.commit()
 
     def _warn_no_member(self, status: Status, problem: Exception) -> None:
-        text = "node %(peer)s announced itself and is no member: %(reason)s"
+        text = "node %(peer)s is no member yet: %(reason)s"
         self._throttle.warn("members", text, fields={"peer": status.node, "reason": str(problem)})
 
     def on_events_from(self, node: str, store_id: str) -> None:
@@ -101,7 +107,7 @@ class Membership:
         """
         if node in self._writers:
             return
-        self.on_status(Status(node, ONLINE, store_id=store_id))
+        self._add([Status(node, ONLINE, store_id=store_id)], has_written=True)
         if len(self._writers) >= WRITERS_MAX:
             self._writers.clear()  # those that go on writing come back
         self._writers.add(node)

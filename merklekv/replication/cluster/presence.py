@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -85,6 +86,9 @@ class Presence:
     """The other nodes.  One thread changes it, any may read it.
 
     `on_change` gets the status of a node that is new, came, went or was removed, or moved.
+
+    Each node says its status again and again.  So of more than NODES_MAX the one goes that has been silent for longest:
+    false statuses that the broker retains do not keep a node out.
     """
 
     def __init__(self, own: str, epoch: str, on_change: Callable[[Status], None]) -> None:
@@ -93,7 +97,7 @@ class Presence:
         self._own = own
         self._epoch = epoch
         self._on_change = on_change
-        self.nodes: dict[str, Status] = {}  # of the other nodes, the last ones
+        self.nodes = OrderedDict[str, Status]()  # of the other nodes, the last ones, in the order in which these came
 
     def on_status(self, node: str, payload: bytes) -> None:
         """A message came on a node's status topic; an empty one says that the node was removed."""
@@ -105,14 +109,21 @@ class Presence:
                 self.duplicates += status is not None
             return
         known = self.nodes.get(node)
-        if status is not None and (known or len(self.nodes) < NODES_MAX):
+        if status is not None:
+            if known is None and len(self.nodes) >= NODES_MAX:
+                self._forget(next(iter(self.nodes)))
             self.nodes[node] = status
+            self.nodes.move_to_end(node)
             if known is None or known.identity != status.identity:
                 self._on_change(status)
         elif known and not payload:
-            del self.nodes[node]
-            if known.state == ONLINE:
-                self._on_change(replace(known, state=OFFLINE))
+            self._forget(node)
+
+    def _forget(self, node: str) -> None:
+        """A node is known no longer."""
+        known = self.nodes.pop(node)
+        if known.state == ONLINE:
+            self._on_change(replace(known, state=OFFLINE))
 
     def store_id(self, node: str) -> str:
         """The store id of a node as it last said it, or empty."""
@@ -123,6 +134,11 @@ class Presence:
     def listeners(self) -> int:
         """How many of the nodes that are online listen to what is published, without this one."""
         return sum(known.listens and known.state == ONLINE for known in list(self.nodes.values()))
+
+    def is_online(self, node: str) -> bool:
+        """Predicate: is this other node online?"""
+        known = self.nodes.get(node)
+        return known is not None and known.state == ONLINE
 
     def online(self) -> set[str]:
         """The nodes that are online, without this one."""

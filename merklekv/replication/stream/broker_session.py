@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -153,6 +154,7 @@ class BrokerSession:
         self._answered = self._event_received = self._ticked = time.monotonic()
         self._heartbeat_at = self._status_at = self._status_sent_at = 0.0
         self._correction_s = CORRECTION_MIN_S  # from one status to the next
+        self._status_at_fault = -math.inf  # when another client has replaced it last
         self._status: Status | None = None  # that the broker retains
         self._listens = False  # whether it has subscribed to what clients of other nodes publish
         self._hears = False  # not before the broker has answered: some queue also QoS 0 for a node that is away
@@ -376,7 +378,7 @@ class BrokerSession:
         duplicates = presence.duplicates
         presence.on_status(node, received.payload)
         self._pubsub.is_wanted = presence.listeners > 0
-        if node in presence.online():
+        if presence.is_online(node):
             self._regroup.discard(node)
         if node == self._broker.node_id:
             # The broker retains the status of this node's last process until this one has replaced it, so a last will
@@ -401,9 +403,13 @@ class BrokerSession:
 
     def _correct_status(self, payload: bytes) -> None:
         """Publish our status again if it was replaced, each time later, or two nodes that do so would never end."""
+        now = time.monotonic()
         if self._status is not None and payload != self._status.encode():
+            if now - self._status_at_fault > 2 * CORRECTION_MAX_S:  # it stood, so no node is fighting for it
+                self._correction_s = CORRECTION_MIN_S
             self._status = None
-            self._status_at = max(time.monotonic(), self._status_sent_at + self._correction_s)
+            self._status_at_fault = now
+            self._status_at = max(now, self._status_sent_at + self._correction_s)
             self._correction_s = min(2 * self._correction_s, CORRECTION_MAX_S)
 
     def _on_published(self, published: Published) -> None:

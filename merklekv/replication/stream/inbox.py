@@ -229,7 +229,8 @@ class Inbox:
             message = self._decode(delivery)
             if message is None:
                 return True
-            self._context.on_events_from(message.source, self._presence.store_id(message.source))
+            if message.event_count:
+                self._context.on_events_from(message.source, self._presence.store_id(message.source))
             return self._merge_message(message)
         except (StorageFailed, Shortage):
             raise

@@ -160,7 +160,8 @@ class Outbox:
     def limit_packets(self, limit: int | None) -> None:
         """The broker takes packets of `limit` bytes; None: it does not say.  For later batches."""
         of_message = len(self._source.encode()) + ENVELOPE_SIZE
-        self.packet_room = min((limit or PACKET_LIMIT_MAX) - self._overhead, MESSAGE_BYTES_MAX - of_message)
+        room = min((limit or PACKET_LIMIT_MAX) - self._overhead, MESSAGE_BYTES_MAX - of_message)
+        self.packet_room = max(1, room)  # with 1 every event is too large, with less none would be taken up
         self._room = min(self._room_max, self.packet_room)
 
     def too_large(self, batch: Batch) -> None:

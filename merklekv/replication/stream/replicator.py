@@ -17,6 +17,7 @@ from typing import Final
 from merklekv import __version__
 from merklekv.engine.engine import Engine
 from merklekv.metrics import OriginMetrics, ReplicationCounters, ReplicationMetrics
+from merklekv.output import counted
 from merklekv.replication.cluster.presence import Presence, Status
 from merklekv.replication.stream.broker_session import BrokerSession, StreamState, Topics
 from merklekv.replication.stream.inbox import Inbox, StreamContext
@@ -125,7 +126,8 @@ class Replicator:
 
     def status(self, more: Mapping[str, int | str]) -> str:
         """The words of REPLICATE status; `more` are `key=value` words of other parts."""
-        head = f"enabled {len(self._presence.online()) + 1} nodes" if self._loop.enabled else "disabled"
+        nodes = counted(len(self._presence.online()) + 1, "node")
+        head = f"enabled {nodes}" if self._loop.enabled else "disabled"
         words: dict[str, int | str] = {
             "state": self.connection,
             "outbox": self._outbox.waiting_events,

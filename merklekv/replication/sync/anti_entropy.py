@@ -7,8 +7,9 @@
 
 There is one exchange at a time with a peer.  When both nodes begin at once, the one with the larger id is refused, and
 tries again a moment later.  So is that of a third node while an exchange goes on in which something differs: it could
-move the GC horizon, and the other would begin again.  After EXCLUSIVE_S it is let in.  Between two steps the thread
-rests, so repair takes at most the set share of the time of both nodes; SYNC does not rest, because its caller waits.
+move the GC horizon, and the other would begin again.  After EXCLUSIVE_S it is let in, and an exchange of the thread
+ends if another peer is due: what it has merged stays, and it goes on later.  Between two steps the thread rests, so
+repair takes at most the set share of the time of both nodes; SYNC does not rest, because its caller waits.
 After an exchange the thread collects the tombstones below the GC horizon, with the same rests.
 
 Any thread may call `on_status` and `wake`, which do not wait for data or network.  `stop` cuts the exchanges under way;
@@ -250,7 +251,7 @@ class AntiEntropy:
         self._collect()
         if (address := self._wait()) is not None:
             try:
-                self._exchange(address, self._share_percent)
+                self._exchange(address, self._share_percent, gives_way=True)
             except StorageFailed:
                 raise
             except MerkleKVError:
@@ -351,17 +352,22 @@ class AntiEntropy:
 
     # -- an exchange ---------------------------------------------------------------------------------------------------
 
-    def _exchange(self, address: str, share_percent: int, full: bool = False, verify: bool = False) -> ExchangeReport:
-        """One exchange to its end; its peer shows the outcome."""
+    def _exchange(
+        self, address: str, share_percent: int, full: bool = False, verify: bool = False, gives_way: bool = False
+    ) -> ExchangeReport:
+        """One exchange to its end; its peer shows the outcome.
+
+        `gives_way`: it ends after EXCLUSIVE_S if another peer is due.
+        """
         self._engine.begin()  # a thread of SYNC may have met a shortage in its last exchange
         with self._turn(address) as peer:
             tombstones, began = self._engine.tombstone_count, time.monotonic()
             try:
-                report = self._carry_out(address, share_percent, full, verify)
+                report = self._carry_out(address, share_percent, full, verify, gives_way)
             except (Stopped, StorageFailed):
                 raise
             except Exception as error:
-                self._on_failure(peer, error)
+                self._on_failure(peer, error, time.monotonic() - began if gives_way else 0.0)
                 raise
             self.membership.record_contact(report.node, address=address)
             if not peer.in_sync:
@@ -392,7 +398,7 @@ class AntiEntropy:
                 self._transports.pop(address, None)
                 self._changed.notify_all()
 
-    def _carry_out(self, address: str, share_percent: int, full: bool, verify: bool) -> ExchangeReport:
+    def _carry_out(self, address: str, share_percent: int, full: bool, verify: bool, gives_way: bool) -> ExchangeReport:
         transport = self._connect(*parse_address(address))
         initiator = Initiator(self._engine, self._members, self._cluster, full=full, verify=verify)
         steps = initiator.steps()
@@ -408,9 +414,12 @@ class AntiEntropy:
                 except StopIteration as end:
                     report: ExchangeReport = end.value
                     return report
+                now = time.monotonic()
                 with self._changed:
                     self._running[address] = initiator.report.node
-                    self._answered.setdefault(address, time.monotonic())
+                    has_had_its_time = now - self._answered.setdefault(address, now) > EXCLUSIVE_S
+                    if gives_way and has_had_its_time and self._peers.next_due(now) is not None:
+                        raise ExchangeRefused(BUSY, "another node waits for its exchange")
                 self._rest(began, share_percent)
         except MerkleKVError as error:
             self._require_running()  # a stop may have cut it: then the peer has not failed
@@ -422,12 +431,14 @@ class AntiEntropy:
             steps.close()
             transport.close()
 
-    def _on_failure(self, peer: ExchangePeer, error: Exception) -> None:
-        """Record a failure, and log it unless it is the same as the last time."""
+    def _on_failure(self, peer: ExchangePeer, error: Exception, lasted_s: float) -> None:
+        """Record a failure that kept the thread busy so long, and log it unless it is the same as the last time."""
         why = error.why if isinstance(error, ExchangeRefused) else ""
+        now = time.monotonic()
         with self._changed:
+            self._peers.rest_doubtful(now, lasted_s)
             if why == BUSY:
-                peer.schedule.put_off(time.monotonic())
+                peer.schedule.put_off(now)
                 return
             if why == ITSELF and peer.configured:
                 self._peers.drop(peer.address)

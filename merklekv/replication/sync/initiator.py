@@ -17,6 +17,7 @@ empty node, 8 us each.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,20 +80,19 @@ class ExchangeReport:
     keys_received: int = 0  # that were new here
     discarded: int = 0  # stale records that were re-deleted, here or there
     equal: bool = False  # both nodes held the same before
-    refused: list[RefusedRecord] = field(default_factory=list)  # by either node; all others were exchanged
+    refused: list[RefusedRecord] = field(default_factory=list)  # by either node, of each reason REFUSED_MAX + 1 at most
     duration_s: float = 0.0
 
 
 def refusal_text(report: ExchangeReport) -> str:
     """What to say of an exchange with refused records."""
     first = next((one for one in report.refused if not one.is_left_out), report.refused[0])
-    too_many = ""
+    number, too_many = counted(len(report.refused), "record"), ""
+    if len(report.refused) > REFUSED_MAX:
+        number = f"more than {REFUSED_MAX:,} records"
     if _too_large(report.refused) > REFUSED_MAX:
         too_many = f", more than the {REFUSED_MAX:,} too large ones that may be left out"
-    return (
-        f"node {report.node}: {counted(len(report.refused), 'record')} refused{too_many}; all others were exchanged. "
-        f"The first is {first}"
-    )
+    return f"node {report.node}: {number} refused{too_many}; all others were exchanged. The first is {first}"
 
 
 def _too_large(refused: Iterable[RefusedRecord]) -> int:
@@ -115,7 +115,8 @@ class Initiator:
         self._mine = members.identity.node
         self._full = full
         self._verify = verify
-        self._refused: dict[tuple[str, bytes], RefusedRecord] = {}  # by node and key
+        self._refused: dict[tuple[str, bytes], RefusedRecord] = {}  # by node and key; of each reason REFUSED_MAX + 1
+        self._refused_of = Counter[str]()  # how many of each reason
         self._disk_full: DiskFull | None = None  # since then, this pass takes only deletions
         self._gc_horizon = 0  # ns: of this node, as long as this pass goes on
         self._new_gc_horizon = 0  # ns: of both, when this pass is complete; tombstones from below are not given
@@ -158,6 +159,7 @@ class Initiator:
         """One whole exchange.  Returns whether both held the same from the start."""
         engine, endpoint = self._engine, self._endpoint
         self._refused.clear()
+        self._refused_of.clear()
         self._disk_full = None
         self._collect()
         engine.wait_until_counted(COUNT_WAIT_S)
@@ -408,7 +410,13 @@ class Initiator:
         return answer
 
     def _refuse(self, refused: list[RefusedRecord]) -> None:
-        self._refused |= {(one.node, one.key): one for one in refused}
+        for one in refused:
+            at, reason = (one.node, one.key), one.reason if one.is_left_out else DAMAGED
+            if (before := self._refused.pop(at, None)) is not None:
+                self._refused_of[before.reason if before.is_left_out else DAMAGED] -= 1
+            if self._refused_of[reason] <= REFUSED_MAX:
+                self._refused[at] = one
+                self._refused_of[reason] += 1
 
     def _merge(self, pairs: list[Pair]) -> None:
         """Merge records of the responder.  Raises Outdated."""

@@ -27,7 +27,7 @@ be lost, or come twice.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -55,7 +55,7 @@ DAMAGED: Final = "damaged"
 UNFIT_CLOCK: Final = "unfit"  # the clock of the node that says so keeps it from exchanging with anyone
 CLUSTER_SIZE_MAX: Final = 2048  # bytes of a topic prefix
 MESSAGE_ROOM_BYTES: Final = 4 << 20  # what a message may need beside the largest value
-TABLE_BYTES_MAX: Final = 16 << 20  # more than any table of members has
+TABLE_BYTES_MAX: Final = 4 << 20  # of a table of members; the largest one has 3 MiB
 S = TypeVar("S", bytes, list[tuple[bytes, bytes]])
 _ANY_TABLE: Final = MemberTable(Identity("", bytes(STORE_ID_SIZE)), NO_REPORT)  # the words that all tables have
 
@@ -111,6 +111,19 @@ class Hello:
 
 def decode_hello(fields: Fields, known: MemberTable | None = None) -> Hello:
     """The inverse of `Hello.plain`.  Raises Malformed."""
+    slices = decode_hello_in_slices(fields, known)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            hello: Hello = end.value
+            return hello
+
+
+def decode_hello_in_slices(fields: Fields, known: MemberTable | None = None) -> Generator[None, None, Hello]:
+    """The same in slices of 50 ms at most, for a thread that others wait for: the table may be a large one."""
+    plain = _inflated(fields.binary("table"), known)
+    yield
     return Hello(
         fields.text("cluster", CLUSTER_SIZE_MAX, 0),
         fields.binary("epoch", EPOCH_SIZE),
@@ -119,7 +132,7 @@ def decode_hello(fields: Fields, known: MemberTable | None = None) -> Hello:
         fields.binary("root", 0, ROOT_SIZE),
         fields.number("count"),
         fields.number("max_value_size"),
-        unpack(fields.binary("table"), known),
+        decode_table(plain),
     )
 
 
@@ -131,6 +144,10 @@ def pack(table: MemberTable, known: MemberTable | None = None) -> bytes:
 
 def unpack(data: bytes, known: MemberTable | None = None) -> MemberTable:
     """The inverse of `pack`.  Raises Malformed."""
+    return decode_table(_inflated(data, known))
+
+
+def _inflated(data: bytes, known: MemberTable | None) -> Fields:
     inflate = zlib.decompressobj(zdict=_dictionary(known))
     try:
         plain = inflate.decompress(data, TABLE_BYTES_MAX)
@@ -140,7 +157,7 @@ def unpack(data: bytes, known: MemberTable | None = None) -> MemberTable:
         raise Malformed(f"a table that is cut, or has more than {TABLE_BYTES_MAX} bytes")
     if inflate.unused_data:
         raise Malformed(f"{len(inflate.unused_data)} bytes behind a table")
-    return decode_table(decode_map(plain, TABLE_ITEMS_MAX))
+    return decode_map(plain, TABLE_ITEMS_MAX)
 
 
 def _dictionary(known: MemberTable | None) -> bytes:

@@ -4,6 +4,10 @@ Addresses come from the configuration and, while a node is online, from its pres
 node is at a configured address; after that the address which this node announces is not used.  Presence keeps at most
 NODES_MAX nodes, so no more are online; at so many peers those that are offline go.
 
+Anyone may announce any address.  So an address counts as long as one node announces it, and a false status takes no
+peer away.  And peers that hang cost the others little: who has failed less often is tried first, and after a failure
+all doubtful peers, which failed or never succeeded, rest for as long as it took, if there are others.
+
 Not locked.
 """
 
@@ -32,13 +36,23 @@ class ExchangePeer:
     schedule: Schedule
     node: str = ""  # empty until it is known
     configured: bool = False
-    online: bool = False  # as its presence says
+    announcers: set[str] = field(default_factory=set)  # nodes that are online here, as they say
     totals: Counter[str] = field(default_factory=Counter)  # TOTALS, of the exchanges that this node began
     duration_s: float = 0.0  # of the last complete one
     succeeded_at: float = 0.0  # wall clock, s; 0: never
     in_sync: bool = False  # as of the last exchange, with no reason since to think otherwise
     tombstones: int = 0  # how many this node had at the last exchange, or the fewest since
     error: str = ""  # of the last one, if it failed
+
+    @property
+    def online(self) -> bool:
+        """Predicate: does a node say that it is here?"""
+        return bool(self.announcers)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Predicate: was the last exchange no success?"""
+        return not self.succeeded_at or self.error != ""
 
     def succeed(self, report: ExchangeReport) -> None:
         """An exchange is complete."""
@@ -66,19 +80,20 @@ class ExchangePeers:
     def __init__(self, configured: Iterable[str], interval_s: float) -> None:
         self._interval_s = interval_s
         self._peers = {address: self._new(address, configured=True) for address in configured}
+        self._doubtful_from = 0.0  # monotonic clock; no doubtful peer is due before
 
     def _new(self, address: str, configured: bool = False) -> ExchangePeer:
         return ExchangePeer(address, Schedule(self._interval_s, time.monotonic()), configured=configured)
 
     def on_status(self, status: Status) -> None:
         """A node went online, at an address, or offline."""
-        known = self._of(status.node)
-        for peer in known:
-            peer.online = False
+        for peer in self._peers.values():
+            peer.announcers.discard(status.node)
         if status.state != ONLINE or not status.address:
             return
         if status.address not in self._peers:
-            moved = next((peer for peer in known if not peer.configured), None)
+            mine = (peer for peer in self._peers.values() if peer.node == status.node)
+            moved = next((peer for peer in mine if not (peer.configured or peer.online)), None)
             if moved is not None:  # so that there are not more peers than nodes
                 del self._peers[moved.address]
                 moved.address, moved.in_sync = status.address, False
@@ -86,7 +101,10 @@ class ExchangePeers:
                 self._peers = {peer.address: peer for peer in self._peers.values() if peer.configured or peer.online}
             self._peers[status.address] = moved or self._new(status.address)
         peer = self._peers[status.address]
-        peer.node, peer.online, peer.schedule.failures = status.node, True, 0
+        if peer.node not in peer.announcers:  # else that one is there, as far as is known
+            peer.node = status.node
+        peer.announcers.add(status.node)
+        peer.schedule.failures = 0
 
     def drop(self, address: str) -> None:
         """No other node is at this address."""
@@ -107,17 +125,28 @@ class ExchangePeers:
             return self.all()
         return self._of(node) or [peer for peer in self._peers.values() if not peer.node]
 
+    def rest_doubtful(self, now: float, lasted_s: float) -> None:
+        """An exchange has failed, for which the other peers have waited so many seconds."""
+        self._doubtful_from = max(self._doubtful_from, now + lasted_s)
+
     def next_due(self, now: float) -> ExchangePeer | None:
-        """The peer that is due, and has waited longest; None if none is due."""
-        due = [peer for peer in self._idle() if peer.schedule.due <= now]
-        return min(due, key=lambda peer: peer.schedule.due, default=None)
+        """Of the peers that are due the one with the fewest failures in a row that has waited longest; or None."""
+        due = [(peer.schedule.failures, at, peer) for at, peer in self._idle() if at <= now]
+        return min(due, key=lambda one: one[:2])[2] if due else None
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until the next peer is due; None without peers to wait for."""
-        return min((max(0.0, peer.schedule.due - now) for peer in self._idle()), default=None)
+        return min((max(0.0, at - now) for at, _ in self._idle()), default=None)
 
-    def _idle(self) -> list[ExchangePeer]:
-        return [peer for peer in self.all() if not peer.schedule.running]
+    def _idle(self) -> list[tuple[float, ExchangePeer]]:
+        """The peers without an exchange under way, with the time (monotonic) when one is due."""
+        peers = self.all()
+        doubtful_from = 0.0 if all(peer.is_doubtful for peer in peers) else self._doubtful_from
+        return [
+            (max(peer.schedule.due, doubtful_from if peer.is_doubtful else 0.0), peer)
+            for peer in peers
+            if not peer.schedule.running
+        ]
 
     def _of(self, node: str) -> list[ExchangePeer]:
-        return [peer for peer in self._peers.values() if peer.node == node]
+        return [peer for peer in self._peers.values() if node == peer.node or node in peer.announcers]

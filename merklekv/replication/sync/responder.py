@@ -33,7 +33,7 @@ from merklekv.replication.sync.messages import (
     ExchangeRefused,
     Hello,
     decode,
-    decode_hello,
+    decode_hello_in_slices,
     encode,
     encode_refusal,
     flat,
@@ -49,6 +49,8 @@ BUSY: Final = "busy"
 ITSELF: Final = "itself"
 SLICE_INNER: Final = 32
 SLICE_BUCKETS: Final = 64
+SLICE_PRINTS: Final = 8192
+BUCKET_PRINTS_MAX: Final = 1 << 16  # as if it held four billion records in all
 SLICE_READS: Final = 1000
 
 T = TypeVar("T")
@@ -127,7 +129,8 @@ class Responder:
 
     def _serve_peer(self, serve: Callable[[Fields, Hello], Slices[bytes]], fields: Fields) -> Slices[bytes]:
         """The answer to the first or the last request of an exchange; only these name the node that has begun it."""
-        peer = decode_hello(fields.map("hello"))
+        peer = yield from decode_hello_in_slices(fields.map("hello"))
+        yield None  # a table of members may be large: each look at all of it is a slice
         who, own = peer.table.identity, self._members.identity
         closed = (self._members.closed, self._members.proposed)
         if who == own and peer.table.report.closed in closed:
@@ -147,6 +150,7 @@ class Responder:
             raise ExchangeRefused(BUSY, f"node {self._members.identity.node} exchanges with another node")
         endpoint.observe_clock(peer)
         known, peer = peer.table, endpoint.accept(peer)
+        yield None
         endpoint.require_own_clock_near(peer)
         if peer.truncation > engine.truncation:
             yield from self._writing(partial(engine.merge_truncation, peer.truncation, peer.node.encode()))
@@ -163,6 +167,7 @@ class Responder:
             self._began = _without(self._began, peer.node)
         elif not (peer.node in self._began and self.is_serving(peer.node)):  # else it has only begun again
             self._began = self._began | {peer.node: time.monotonic()}
+        yield None
         return encode("hello", equal=int(equal), hello=hello.plain(known))
 
     def _inner(self, fields: Fields) -> Slices[bytes]:
@@ -191,6 +196,8 @@ class Responder:
         counts, buckets = _numbers(fields, "counts", 4), _numbers(fields, "buckets", 2)
         if size not in PRINT_SIZES or len(prints) != size * sum(counts) or len(counts) != len(buckets):
             raise Malformed("the fingerprints are not as many as it says")
+        if max(counts, default=0) > BUCKET_PRINTS_MAX:
+            raise Malformed(f"more than {BUCKET_PRINTS_MAX} fingerprints of a bucket")
         while not self._engine.prepare_buckets():
             yield None
         lacks: list[int] = []
@@ -198,6 +205,7 @@ class Responder:
         heads: list[bytes] = []
         done = at = found = 0
         while done < len(buckets) and found < BATCH_BYTES:
+            slice_ends = at + SLICE_PRINTS
             with self._engine.lock:
                 for bucket, count in zip(buckets[done:][:SLICE_BUCKETS], counts[done:][:SLICE_BUCKETS], strict=True):
                     theirs = parts(prints[at * size : (at + count) * size], size)
@@ -210,7 +218,7 @@ class Responder:
                     lacks += [at + number for number, mark in enumerate(theirs) if mark not in mine]
                     at += count
                     done += 1
-                    if found >= BATCH_BYTES:
+                    if found >= BATCH_BYTES or at >= slice_ends:
                         break
             yield None
         packed = b"".join([number.to_bytes(4, "big") for number in lacks])
@@ -283,6 +291,7 @@ class Responder:
         before = yield from self._gc_horizon_of(fields)
         endpoint = self._endpoint
         known, peer = peer.table, endpoint.accept(peer)
+        yield None
         gc_horizon = endpoint.believe_time(peer.node, fields.number("new_gc_horizon"))
         refused, closed = decode_refused(fields, "refused"), fields.number("closed")
         table = endpoint.complete(peer.table, gc_horizon, refused, closed)
@@ -290,6 +299,7 @@ class Responder:
             yield from self._collect()  # as the initiator has
         self._engine.flush()
         self._began = _without(self._began, peer.node)
+        yield None
         return encode("done", table=pack(table, known))
 
     def _require_current(self, fields: Fields) -> Slices[int]:

@@ -44,10 +44,15 @@ class Node:
     """See `source.Source`. The log of the node is a `merklekv.engine.log.reader.LogSource`."""
 
     def __init__(self, host: str, port: int, timeout_s: float = REPLY_TIMEOUT_S) -> None:
-        """`timeout_s`: for the node to begin a reply."""
+        """`timeout_s`: for the node to begin a reply; it has to answer at all within ANSWER_TIMEOUT_S."""
         # A dump has to take the largest value that any node may be configured to store.
         self._client = Client(host, port, timeout_s, reply_bytes=MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES)
         self.name = self._client.name
+        try:
+            self._client.require_answer()
+        except BaseException:
+            self._client.close()
+            raise
 
     def statistics(self) -> dict[str, str]:
         """All of STATS."""
