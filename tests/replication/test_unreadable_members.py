@@ -202,7 +202,7 @@ def test_a_full_table_is_read_again_and_a_node_in_it_is_not_renamed(tmp_path: Pa
     engine = Engine(tmp_path, checkpoint="manual")
     members = load_members(engine, "a")
     for number in range(999):
-        assert members.record_contact(f"n{number}")
+        assert members.record_contact(f"n{number}", has_written=True)
     with pytest.raises(TooManyMembers):
         members.record_contact("one-more")
     store_members(engine, members)
