@@ -604,13 +604,15 @@ class Members(MemberMaps):
     def _remove(self, gone: Set[Identity]) -> None:
         if len(self.removed.keys() | gone) > REMOVED_MAX:
             raise TooManyMembers(f"more than {REMOVED_MAX} members removed")
-        for who in gone - self.removed.keys() - {self.identity}:
-            member = self._others.pop(who, None)
-            through = member.applied_through if member else 0
-            for other in self._others.values():
-                other.confirmed_through = min(other.confirmed_through, through)
-            self.removed[who] = through
-            self._add(set())
+        members = {who: self._others.pop(who, None) for who in gone - self.removed.keys() - {self.identity}}
+        if not members:
+            return
+        applied = {who: member.applied_through if member else 0 for who, member in members.items()}
+        for other in self._others.values():
+            other.confirmed_through = min(other.confirmed_through, *applied.values())
+        self.removed |= applied
+        self._add(set())
+        for who in members if len(self.refused_records) else ():
             self.refused_records.update(who.node, ())  # no exchange with it will say that these are gone
 
     # -- storing -------------------------------------------------------------------------------------------------------
