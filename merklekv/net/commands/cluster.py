@@ -115,7 +115,7 @@ def replicate(session: Session, request: Request) -> Reply:
 @line_command(
     "REPLICATE enable|disable|status",
     group="replicate",
-    reply="`OK`, `OK`, `REPLICATION enabled N nodes` (or `1 node`) or `REPLICATION disabled`",
+    reply="`OK`, `OK`, `REPLICATION enabled N nodes` or `REPLICATION disabled`",
     note=(
         "words `key=value` follow: `state`, `outbox`, `gaps` and more at a broker, `peers` and "
         "`in_sync` where there are peers"
