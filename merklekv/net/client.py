@@ -63,11 +63,19 @@ class Client:
             raise Unreachable(f"{self.name}: is not a host name") from error
         self._timeout_s = timeout_s
         self._parser = ReplyParser(reply_bytes)
+        self._reply_bytes = reply_bytes
 
-    def call(self, *parts: bytes) -> Reply:
-        """Sends a command and waits for its reply: bytes, int, None or a list of these."""
+    def call(self, *parts: bytes, reply_bytes: int = 0) -> Reply:
+        """Sends a command and waits for its reply: bytes, int, None or a list of these.
+
+        `reply_bytes`: the longest one taken here, if it is not that of all.
+        """
         self.send([parts])
-        return self.receive()
+        self._parser.bytes_max = reply_bytes or self._reply_bytes
+        try:
+            return self.receive()
+        finally:
+            self._parser.bytes_max = self._reply_bytes
 
     def require_answer(self) -> None:
         """Returns once the node has answered a PING. For a process that hangs the kernel still takes requests, and a

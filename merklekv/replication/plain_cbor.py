@@ -92,7 +92,7 @@ def decode_map(data: bytes, items_max: int = ITEMS_MAX) -> Fields:
     try:
         item, left = decode_plain(data, items_max)
     except Exception as error:  # a decoder may raise anything
-        raise Malformed(f"no CBOR: {type(error).__name__}: {error}") from error
+        raise Malformed(f"no CBOR: {str(error) or type(error).__name__}") from error
     if left:
         raise Malformed(f"{left} bytes behind the message")
     return Fields(item, "the message")

@@ -7,6 +7,7 @@ import json
 import signal
 from contextlib import suppress
 
+import pytest
 from fixtures.node import NodeFactory, NodeProcess
 from fixtures.small_disk import Disk
 from fixtures.support import free_port, wait_until
@@ -68,3 +69,10 @@ def test_a_node_that_is_not_there_or_hangs_or_is_none(node: NodeProcess) -> None
     node.send_signal(signal.SIGCONT)
     with FakeNode() as fake:
         fails(EXIT_UNREACHABLE, "STATS strangely", done=run("health", fake.address))
+
+
+@pytest.mark.parametrize(("verb", "command"), [("health", b"STATS"), ("members", b"MEMBERS")])
+def test_a_reply_that_is_larger_than_any_of_its_command_is_not_read(verb: str, command: bytes) -> None:
+    with FakeNode() as fake:
+        fake.replies[command] = b"$900000000\r\n"
+        fails(EXIT_UNREACHABLE, "a length of b'900000000'", done=run(verb, fake.address))

@@ -39,7 +39,7 @@ class ReplyParser:
     """Cuts a byte stream into replies, none of more than `bytes_max`."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max  # may be changed between two replies
         self._buffer = bytearray()
         self._at = 0  # where the next value begins
         self._gone = 0  # bytes of the unfinished reply that have left the buffer
@@ -89,7 +89,7 @@ class ReplyParser:
         It stops at anything unusual, which `_value` looks at.
         """
         buffer, at, find = self._buffer, self._at, self._buffer.find
-        first, behind = len(items), min(len(buffer), self._bytes_max - self._gone)
+        first, behind = len(items), min(len(buffer), self.bytes_max - self._gone)
         room = min(size - 1, first + VALUES_MAX - self._values)
         cutting = True
         with memoryview(buffer) as view:
@@ -123,12 +123,12 @@ class ReplyParser:
         kind = buffer[at : at + 1]
         line = bytes(buffer[at + 1 : end])
         if kind == b"$":
-            size = self._size(line, self._bytes_max)
+            size = self._size(line, self.bytes_max)
             if size < 0:
                 return self._took(end + 2, None)
             last = end + 2 + size
-            if self._gone + last > self._bytes_max:
-                raise BadReply(f"a reply of more than {self._bytes_max} bytes")
+            if self._gone + last > self.bytes_max:
+                raise BadReply(f"a reply of more than {self.bytes_max} bytes")
             if len(buffer) < last + 2:
                 return INCOMPLETE
             with memoryview(buffer) as view:
@@ -164,8 +164,8 @@ class ReplyParser:
         self._values += 1
         if self._values > VALUES_MAX:
             raise BadReply(f"a reply of more than {VALUES_MAX} values")
-        if self._gone + at > self._bytes_max:
-            raise BadReply(f"a reply of more than {self._bytes_max} bytes")
+        if self._gone + at > self.bytes_max:
+            raise BadReply(f"a reply of more than {self.bytes_max} bytes")
         return value
 
     @staticmethod

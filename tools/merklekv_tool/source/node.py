@@ -23,6 +23,8 @@ from merklekv.replication.cluster.display import DisplayRow
 from merklekv_tool.source.source import ORIGIN, PAGE_RECORDS, TOO_LARGE, Content, Merged, Pair, split_by_size
 
 BUCKETS_ASKED: Final = 100  # at once
+FIGURES_BYTES_MAX: Final = 1 << 20  # of STATS, which has some ten thousand, and of replies that are shorter
+MEMBERS_BYTES_MAX: Final = REPLY_ROOM_BYTES  # of a full table
 ROW_TYPES: Final = dict.fromkeys(
     ("node", "store_id", "state", "address", "holds_back", "refuses", "clock_problem"), str
 ) | dict.fromkeys(("contact_ms", "applied_through_ns", "stable_ns"), int)
@@ -129,7 +131,9 @@ class Node:
 
     def members(self) -> list[DisplayRow]:
         with self._understood(b"MEMBERS"):
-            lines = io.BytesIO(self._bytes(b"MEMBERS"))  # one at a time: each may be empty
+            lines = io.BytesIO(
+                self._bytes(b"MEMBERS", reply_bytes=MEMBERS_BYTES_MAX)
+            )  # one at a time: each may be empty
             return [_checked_row(json.loads(line)) for line in lines if line.strip()]
 
     def forget(self, node: str, store_id: str) -> None:
@@ -211,8 +215,8 @@ class Node:
     def close(self) -> None:
         self._client.close()
 
-    def _bytes(self, *parts: bytes) -> bytes:
-        reply = self._client.call(*parts)
+    def _bytes(self, *parts: bytes, reply_bytes: int = FIGURES_BYTES_MAX) -> bytes:
+        reply = self._client.call(*parts, reply_bytes=reply_bytes)
         if not isinstance(reply, bytes):
             raise self._strange(parts[0])
         return reply
