@@ -71,8 +71,9 @@ NAME_BYTES_MAX = KIB
 # Unfinished SCANs that the server remembers. A cursor costs at most a key and a few words.
 CURSORS_MAX = 10_000
 
-# Subscriptions. One costs about 600 bytes and its name. Channels are larger than any key: notifications name keys.
+# Subscriptions. Channels are larger than any key: notifications name keys.
 SUBSCRIPTION_BYTES_MAX = KIB
+SUBSCRIPTION_ROOM_BYTES = 600  # beside its name
 CLIENT_SUBSCRIPTIONS_MAX = 16_384
 SUBSCRIPTIONS_MAX = 262_144
 # Each message is compared with each pattern, and one that was made to be slow takes 1 us a byte. What stands before the
@@ -80,6 +81,9 @@ SUBSCRIPTIONS_MAX = 262_144
 PATTERN_BYTES_MAX = 16 * KIB
 # Unsent output above this closes the connection of a subscriber, as Redis does: it cannot be made to read.
 SUBSCRIBER_OUTPUT_BYTES = 32 * MIB
+# Messages that a tick has for a subscriber are joined up to this size: beyond, each would be copied for each of many.
+JOINED_PUSHES_BYTES = 16 * KIB
+PUSH_ROOM_BYTES = 64  # what a message takes for each subscriber, beside its bytes, which all share
 # Messages that wait for another worker's turn; more are dropped.
 BOARD_BYTES_MAX = 16 * MIB
 # Commands that run in a thread of their own (SYNC), all clients together. More are refused: each keeps a thread for as

@@ -360,7 +360,14 @@ class Worker(threading.Thread):
         if self._roll_backs != self._engine.roll_backs:
             self._withdraw()
         looks: list[tuple[Connection, Exception | None]] = []
-        sent = self._sockets.send_each(self._executor.take_answered(), looks)
+        sent = 0
+        for connection in self._executor.take_apart():
+            try:
+                sent += connection.keep_replies()
+            except Exception as problem:  # noqa: BLE001  the connection is closed
+                connection.replies.clear()
+                looks.append((connection, problem))
+        sent += self._sockets.send_each(self._executor.take_answered(), looks)
         context.traffic.output_bytes += sent
         self._memory.grown += sent
         if ran:
