@@ -20,6 +20,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from typing import Self
 
 from merklekv.net.limits import ARGUMENT_BYTES, BULK_BYTES_MIN, CONNECTION_BYTES, LINGER_S, SEND_BYTES, WATCHED_BYTES
@@ -160,6 +161,8 @@ class Connection(Session):
             size += sum(sum(map(len, request)) + ARGUMENT_BYTES * len(request) for request in self.backlog)
         if self.watched:
             size += sum(map(len, self.watched)) + WATCHED_BYTES * len(self.watched)
+        if subscriptions := self.subscriptions:
+            size += subscriptions.memory_bytes
         return size
 
     # -- states ------------------------------------------------------------------------------------------------------
@@ -256,9 +259,21 @@ class Connection(Session):
 
     def keep(self, data: bytes | memoryview) -> None:
         """Keeps what the socket did not take."""
-        self.unsent.append(data)
+        self.unsent.append(_let_go(data))
         self.unsent_bytes += len(data)
         self.needs_attention = True
+
+    def keep_replies(self) -> int:
+        """Keeps the replies of this tick one by one, to be sent soon. Returns their size.
+
+        Joined they would be a copy, where the messages among them are one for all their receivers.
+        """
+        size = sum(map(len, self.replies))
+        for reply in self.replies:
+            self.keep(reply)
+        self.replies.clear()
+        self.pushed_bytes = 0
+        return size
 
     def send_unsent(self) -> None:
         """Sends of it what the socket takes. Raises OSError.
@@ -280,7 +295,7 @@ class Connection(Session):
             pass
         finally:
             if sent < len(data):
-                unsent.appendleft(memoryview(data)[sent:])
+                unsent.appendleft(_let_go(memoryview(data)[sent:]))
             self.unsent_bytes -= sent
 
     # -- what comes next ---------------------------------------------------------------------------------------------
@@ -316,6 +331,14 @@ class Connection(Session):
         may_idle = self.state is PAUSED or self.only_listens
         idle = idle_limit_s and now - self.last_active > idle_limit_s and not may_idle
         return bool(idle) or self.deadline <= now
+
+
+def _let_go(data: bytes | memoryview) -> bytes | memoryview:
+    """The same, without much else: a view keeps all of what it is a part of, however little is counted."""
+    if isinstance(data, memoryview) and 2 * len(data) < memoryview(data.obj).nbytes:
+        with suppress(MemoryError):
+            return bytes(data)
+    return data
 
 
 def _discard(data: bytes) -> list[Request]:

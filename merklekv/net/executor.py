@@ -47,6 +47,9 @@ class Executor:
         # Requests whose replies wait for the commit, by where what they wait is counted.
         self.ran: defaultdict[Histogram, int] = defaultdict(int)
         self.parts = Parts(context.engine.log)
+        self._apart: list[Connection] = []
+        self._pushed = 0  # what the messages that wait take: each once, however many receive it
+        self._last_pushed: Push | None = None
         self._context = context
         self._commit_log = context.engine.log
         self._lock = context.engine.lock
@@ -57,8 +60,14 @@ class Executor:
         """The connections to send to and to look at."""
         answered, self.answered = self.answered, []
         self.output = 0
+        self._pushed, self._last_pushed = 0, None
         self.parts.start_over()
         return answered
+
+    def take_apart(self) -> list[Connection]:
+        """Those of them whose replies are too many messages to be joined."""
+        apart, self._apart = self._apart, []
+        return apart
 
     def run(self, connection: Connection, requests: list[Request], until: float = 0.0) -> None:
         """Runs requests of one connection in their order. Pauses it at one that has to wait, and after PIPELINE_S.
@@ -193,9 +202,14 @@ class Executor:
             self.answered.append(connection)
         before = connection.pushed_bytes
         connection.pushed_bytes = size = before + len(data)
-        if before and connection.unsent_bytes + size > limits.SUBSCRIBER_OUTPUT_BYTES:
+        self._pushed += limits.PUSH_ROOM_BYTES if data is self._last_pushed else limits.PUSH_ROOM_BYTES + len(data)
+        self._last_pushed = data
+        is_too_much = connection.unsent_bytes + size > limits.SUBSCRIBER_OUTPUT_BYTES
+        if before and (is_too_much or self._pushed > self._context.memory.limit // 2):
             connection.has_missed = connection.needs_attention = True
             return
+        if before <= limits.JOINED_PUSHES_BYTES < size:
+            self._apart.append(connection)
         connection.replies.append(data)
         self.output += len(data)
 

@@ -9,12 +9,15 @@ range, a lone backslash at the end) mean what they mean to Redis.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import groupby
+from time import monotonic
+from typing import Final
 
 from merklekv.net.errors import RequestError
-from merklekv.net.limits import GLOB_BYTES_MAX
+from merklekv.net.limits import GLOB_BYTES_MAX, SLICE_S
 
+LOOK_KEYS: Final = 8  # between two looks at the clock
 ANY = b".*"
 _SPECIAL = re.compile(rb"[*?\[\\]")
 
@@ -31,6 +34,18 @@ def compile_glob(pattern: bytes) -> tuple[bytes, Callable[[bytes], object]]:
     if pieces[-1:] == [ANY] and ANY not in pieces[:-1] and len(prefix) == len(pieces) - 1:
         return prefix, lambda key: True  # all keys with the prefix, and the scan gives no others
     return prefix, re.compile(_join(pieces), re.DOTALL).fullmatch
+
+
+def matching(keys: Sequence[bytes], matches: Callable[[bytes], object]) -> Generator[None, None, list[bytes]]:
+    """The keys that match, in slices: a pattern that was made to be slow takes up to a ms for each."""
+    found: list[bytes] = []
+    until = monotonic() + SLICE_S
+    for at in range(0, len(keys), LOOK_KEYS):
+        found += filter(matches, keys[at : at + LOOK_KEYS])
+        if monotonic() > until:
+            yield None
+            until = monotonic() + SLICE_S
+    return found
 
 
 def _translate(pattern: bytes) -> tuple[list[bytes], bytes]:

@@ -44,6 +44,10 @@ class Table:
     def length(self) -> int:
         return self.rows[-1].bit_count()
 
+    def __sizeof__(self) -> int:
+        """With the rows: a client may let many of its commands wait in the midst of the way back."""
+        return (len(self.a) + 1) * (len(self.b) + 1) >> 3
+
 
 def fits(a: bytes, b: bytes) -> bool:
     """Whether the table is small enough."""

@@ -45,6 +45,10 @@ SLICE_KEYS = 1000
 PARKED_POLL_S = 0.002
 # How often the worker looks for idle, lingering and refused connections.
 SWEEP_S = 1.0
+# After so long, and TURN_S more for each that it has run, the connections that a tick has read and not come to wait for
+# later ticks, as if they were paused. Ordinary pipelines take less than a turn, each of the largest values takes more.
+TICK_S = 0.05
+TURN_S = 0.001
 # After an error that ends a connection, the server reads and drops input for this long: closing with unread input makes
 # the kernel reset the connection, and the client would lose the error that it should read.
 LINGER_S = 2.0
@@ -71,8 +75,9 @@ NAME_BYTES_MAX = KIB
 # Unfinished SCANs that the server remembers. A cursor costs at most a key and a few words.
 CURSORS_MAX = 10_000
 
-# Subscriptions. One costs about 600 bytes and its name. Channels are larger than any key: notifications name keys.
+# Subscriptions. Channels are larger than any key: notifications name keys.
 SUBSCRIPTION_BYTES_MAX = KIB
+SUBSCRIPTION_ROOM_BYTES = 600  # beside its name
 CLIENT_SUBSCRIPTIONS_MAX = 16_384
 SUBSCRIPTIONS_MAX = 262_144
 # Each message is compared with each pattern, and one that was made to be slow takes 1 us a byte. What stands before the
@@ -80,6 +85,9 @@ SUBSCRIPTIONS_MAX = 262_144
 PATTERN_BYTES_MAX = 16 * KIB
 # Unsent output above this closes the connection of a subscriber, as Redis does: it cannot be made to read.
 SUBSCRIBER_OUTPUT_BYTES = 32 * MIB
+# Messages that a tick has for a subscriber are joined up to this size: beyond, each would be copied for each of many.
+JOINED_PUSHES_BYTES = 16 * KIB
+PUSH_ROOM_BYTES = 64  # what a message takes for each subscriber, beside its bytes, which all share
 # Messages that wait for another worker's turn; more are dropped.
 BOARD_BYTES_MAX = 16 * MIB
 # Commands that run in a thread of their own (SYNC), all clients together. More are refused: each keeps a thread for as

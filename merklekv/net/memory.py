@@ -26,17 +26,25 @@ STEPS: Final = 16  # clients may hold so much of the budget too much before some
 
 
 def held_by(task: object) -> int:
-    """About how many bytes a long command under way holds: the values and lists of its generators."""
+    """About how many bytes a long command under way holds in what its generators have at hand."""
     size = 0
     while (frame := getattr(task, "gi_frame", None)) is not None:
-        for one in frame.f_locals.values():
-            if isinstance(one, bytes | bytearray):
-                size += len(one)
-            elif isinstance(one, list) and one:
-                step = 1 + len(one) // SAMPLES
-                size += step * sum(map(getsizeof, one[::step]))
+        size += sum(map(_size, frame.f_locals.values()))
         task = getattr(task, "gi_yieldfrom", None)
     return size
+
+
+def _size(one: object) -> int:
+    """Of a list or dict the items, of which a sample stands for the others. An object may tell, by `__sizeof__`."""
+    match one:
+        case bytes() | bytearray():
+            return len(one)
+        case dict():
+            return _size(list(one.values()))
+        case list():
+            step = 1 + len(one) // SAMPLES
+            return step * sum(map(getsizeof, one[::step]))
+    return getsizeof(one)
 
 
 class Memory:

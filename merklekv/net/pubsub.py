@@ -28,6 +28,7 @@ from merklekv.net.limits import (
     PATTERN_BYTES_MAX,
     SLICE_S,
     SUBSCRIPTION_BYTES_MAX,
+    SUBSCRIPTION_ROOM_BYTES,
     SUBSCRIPTIONS_MAX,
 )
 from merklekv.net.protocol.resp import Push, bulk
@@ -54,6 +55,11 @@ class Subscriptions:
 
     def __len__(self) -> int:
         return sum(map(len, self.names.values()))
+
+    @property
+    def memory_bytes(self) -> int:
+        """What they take, here and on the board."""
+        return sum(SUBSCRIPTION_ROOM_BYTES * len(names) + sum(map(len, names)) for names in self.names.values())
 
 
 class Subscriber(Protocol):

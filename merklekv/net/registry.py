@@ -45,6 +45,9 @@ BatchHandler = Callable[[Sequence[Any], Sequence[Request], int], list[bytes]]
 
 LINE_PARTS: Final = 2  # the word and the rest of its line
 ANY_NUMBER: Final = 1 << 62
+# Of a command that takes options but no list. They are read at once, and may come twice, in a million arguments too.
+OPTIONS_MAX: Final = 1000
+SUBCOMMAND_MAX: Final = 100_000  # arguments of a subcommand: most go through them at once
 QUEUED_MAX: Final = 100_000  # requests of one transaction
 QUEUED_PARTS: Final = 8  # beside those that a command must have: requests of up to so many are queued several at once
 
@@ -95,7 +98,12 @@ class Command:
 
     def takes(self, parts: int) -> bool:
         """Whether a request may have so many parts."""
-        return parts == self.arity if self.arity > 0 else parts >= -self.arity
+        return parts == self.arity if self.arity > 0 else -self.arity <= parts <= self.parts_max
+
+    @property
+    def parts_max(self) -> int:
+        """How many parts a request may have, where there is no fixed number."""
+        return OPTIONS_MAX if self.syntax and "..." not in self.syntax else ANY_NUMBER
 
     @property
     def keys(self) -> tuple[int, int, int]:
@@ -202,7 +210,7 @@ class Entry:
         self.handler = declared.handler
         self.batches = dict(declared.batches)
         self.low = abs(declared.arity)
-        self.high = declared.arity if declared.arity > 0 else ANY_NUMBER
+        self.high = declared.arity if declared.arity > 0 else declared.parts_max
         self.writes = WRITES in declared.flags
         # Whether it may make the data grow. A deletion finds room also where that does not.
         self.grows = self.writes and declared.group not in ("delete", "flushdb")
@@ -348,7 +356,7 @@ class Subcommands:
         CONTAINERS[name] = self
         self.add("HELP", "Prints this help.")(self._help)
 
-    def add(self, syntax: str, summary: str, *, most: int = ANY_NUMBER) -> Callable[[Handler], Handler]:
+    def add(self, syntax: str, summary: str, *, most: int = SUBCOMMAND_MAX) -> Callable[[Handler], Handler]:
         """Declares one. Its handler gets what follows its name: what the syntax says, at most `most` arguments."""
         name = syntax.split()[0]
         self._most[name.encode()] = most

@@ -4,14 +4,15 @@ The executor reads a clock once for each request that it runs by itself and once
 when that took `Slow.look_s` or more. So a fast request costs one comparison here. Time counts while a request runs, not
 while it waits for the disk or a condition.
 
-Memory: at most `SLOWLOG_ENTRIES_MAX` requests, each cut to ARGUMENTS_SHOWN arguments of ARGUMENT_BYTES_SHOWN bytes;
-SAMPLES seconds of each kind of event.
+Memory: at most `SLOWLOG_ENTRIES_MAX` requests, each cut to ARGUMENTS_SHOWN arguments of ARGUMENT_BYTES_SHOWN bytes, and
+SLOWLOG_BYTES_MAX together; SAMPLES seconds of each kind of event.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from merklekv.net.protocol.text import Request
 SLOWER_THAN_US: Final = 10_000  # Redis's default, and its lengths
 LENGTH: Final = 128
 SLOWLOG_ENTRIES_MAX: Final = 10_000
+SLOWLOG_BYTES_MAX: Final = 8 << 20  # the oldest go first
+ROOM_BYTES: Final = 64  # of an argument, beside its bytes
 ARGUMENTS_SHOWN: Final = 32
 ARGUMENT_BYTES_SHOWN: Final = 128
 SAMPLES: Final = 160
@@ -38,6 +41,11 @@ class SlowRequest:
     request: tuple[bytes, ...]  # cut
     address: str
     name: bytes  # of the client
+
+    @property
+    def size(self) -> int:
+        """About what it takes in memory."""
+        return sum(map(len, self.request)) + ROOM_BYTES * (len(self.request) + 8) + len(self.name)
 
 
 @dataclass(slots=True)
@@ -57,7 +65,10 @@ class Slow:
         self.look_s = 0.0  # the executor reports what took so long
         self.events: dict[str, Event] = {}
         self._numbers = itertools.count()
-        self._requests: deque[SlowRequest] = deque(maxlen=LENGTH)
+        self._requests: deque[SlowRequest] = deque()
+        self._length = LENGTH
+        self._bytes = 0  # of the requests
+        self._lock = threading.Lock()  # of the requests
         self.set_limits(SLOWER_THAN_US, 0)
 
     def set_limits(self, slower_than_us: int, threshold_ms: int) -> None:
@@ -68,12 +79,14 @@ class Slow:
 
     @property
     def length(self) -> int:
-        return self._requests.maxlen or 0
+        """How many requests are kept, at most."""
+        return self._length
 
     @length.setter
     def length(self, most: int) -> None:
-        kept = list(self._requests)[-most:] if most else []
-        self._requests = deque(kept, maxlen=most)
+        with self._lock:
+            self._length = most
+            self._forget()
 
     @property
     def requests(self) -> list[SlowRequest]:
@@ -81,15 +94,23 @@ class Slow:
         return list(self._requests)[::-1]
 
     def clear(self) -> None:
-        self._requests.clear()
+        with self._lock:
+            self._requests.clear()
+            self._bytes = 0
+
+    def _forget(self) -> None:
+        while self._requests and (len(self._requests) > self._length or self._bytes > SLOWLOG_BYTES_MAX):
+            self._bytes -= self._requests.popleft().size
 
     def took(self, seconds: float, event: str, request: Request, address: str, name: bytes) -> None:
         """A request took so long, `look_s` or more."""
         microseconds = int(seconds * 10**6)
         if 0 <= self.slower_than_us <= microseconds:
-            self._requests.append(
-                SlowRequest(next(self._numbers), int(time.time()), microseconds, _cut(request), address, name)
-            )
+            one = SlowRequest(next(self._numbers), int(time.time()), microseconds, _cut(request), address, name)
+            with self._lock:
+                self._requests.append(one)
+                self._bytes += one.size
+                self._forget()
         self.note(event, seconds)
 
     def note(self, event: str, seconds: float) -> None:

@@ -220,18 +220,37 @@ class Worker(threading.Thread):
         self._memory.grown += RECEIVED_FACTOR * received
         for connection, problem in ended:
             self._end(connection, problem)
+        until = time.monotonic() + limits.TICK_S
+        is_late = False
         for connection, requests in pipelines:
-            if connection.state is OPEN:  # else another one has closed it
+            if connection.state is not OPEN:
+                continue  # another one has closed it
+            if is_late:
+                self._put_off(connection, requests)
+            else:
                 self._run(connection, requests)
+                until += limits.TURN_S
+                is_late = time.monotonic() >= until
         for entry, (connections, requests) in batches.items():
             try:
-                self._run_batch(entry, connections, requests)
+                self._run_batch(entry, connections, requests, until)
             except Exception as problem:  # noqa: BLE001  logged by `fail`
                 for connection in dict.fromkeys(connections):
                     executor.fail(connection, problem)
 
-    def _run_batch(self, entry: Entry, connections: list[Connection], requests: list[Request]) -> None:
-        """Runs requests of one command, in their order, and takes those that are done out of both lists."""
+    def _put_off(self, connection: Connection, requests: list[Request]) -> None:
+        """Runs requests in later ticks: this one has taken long, and clients may have come meanwhile."""
+        try:
+            connection.pause(requests)
+            self._update_interest(connection)
+        except Exception as problem:  # noqa: BLE001  logged by `fail`
+            self._executor.fail(connection, problem)
+
+    def _run_batch(self, entry: Entry, connections: list[Connection], requests: list[Request], until: float) -> None:
+        """Runs requests of one command, in their order, and takes those that are done out of both lists.
+
+        Those that are large enough to be sent one by one are put off `until` then.
+        """
         executor = self._executor
         is_sent = False  # after that, a connection may have to wait until its client has read more
         while requests:
@@ -240,7 +259,11 @@ class Worker(threading.Thread):
                 connection, done = connections[0], 1
                 while done < len(requests) and connections[done] is connection:
                     done += 1
-                executor.run(connection, requests[:done])
+                if not is_sent or time.monotonic() < until:
+                    executor.run(connection, requests[:done])
+                else:
+                    self._put_off(connection, requests[:done])
+            until += limits.TURN_S * done
             del connections[:done], requests[:done]
             is_sent = self._flush_early() or is_sent
 
@@ -360,7 +383,14 @@ class Worker(threading.Thread):
         if self._roll_backs != self._engine.roll_backs:
             self._withdraw()
         looks: list[tuple[Connection, Exception | None]] = []
-        sent = self._sockets.send_each(self._executor.take_answered(), looks)
+        sent = 0
+        for connection in self._executor.take_apart():
+            try:
+                sent += connection.keep_replies()
+            except Exception as problem:  # noqa: BLE001  the connection is closed
+                connection.replies.clear()
+                looks.append((connection, problem))
+        sent += self._sockets.send_each(self._executor.take_answered(), looks)
         context.traffic.output_bytes += sent
         self._memory.grown += sent
         if ran:

@@ -37,6 +37,9 @@ HISTORY_PAGE: Final = 200  # changes asked at once
 SEARCH_S: Final = 2.0  # for one page of keys, or one history
 ANSWER_S: Final = 5.0
 AT_ONCE: Final = 2  # requests that run
+WAITING_MAX: Final = 4  # of those that wait for them, so that they leave room for others, above all monitors
+
+BUSY: Final = "others browse keys at this moment; try again"
 
 Json = dict[str, Any]
 
@@ -47,6 +50,7 @@ class KeyBrowser:
     def __init__(self, address: str) -> None:
         self._address = address
         self._room = threading.BoundedSemaphore(AT_ONCE)
+        self._queue = threading.BoundedSemaphore(AT_ONCE + WAITING_MAX)
 
     def page(self, prefix: str, cursor: str) -> Json:
         """Up to PAGE_KEYS keys under a prefix, from a cursor on: hex, empty for the first page."""
@@ -86,8 +90,11 @@ class KeyBrowser:
     @contextmanager
     def _client(self) -> Iterator[Client]:
         """A connection, for one of AT_ONCE requests. Its errors become InvalidArgument, whose text the page shows."""
+        if not self._queue.acquire(blocking=False):
+            raise InvalidArgument(BUSY)
         if not self._room.acquire(timeout=ANSWER_S):
-            raise InvalidArgument("others browse keys at this moment; try again")
+            self._queue.release()
+            raise InvalidArgument(BUSY)
         try:
             with Client(*parse_address(self._address), ANSWER_S, MAX_VALUE_SIZE_LIMIT + REPLY_ROOM_BYTES) as client:
                 client.call(b"CLIENT", b"SETNAME", NAME)
@@ -98,6 +105,7 @@ class KeyBrowser:
             raise InvalidArgument(f"{self._address} answers strangely: is it a MerkleKV node?") from error
         finally:
             self._room.release()
+            self._queue.release()
 
 
 def from_hex(text: str) -> bytes:

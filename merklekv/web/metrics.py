@@ -10,6 +10,7 @@ Cost: 10 us for a value, 150 us for a histogram.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import Lock
 from typing import Any, Final
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -61,7 +62,13 @@ def handler(parts: Parts) -> Handler:
     """Answers with the metrics of these parts of `merklekv.metrics`, as they are then."""
     registry = CollectorRegistry()
     registry.register(_Parts(parts))
-    return lambda request: Response(generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
+    turn = Lock()  # many threads that compute would keep those that serve clients waiting
+
+    def metrics(request: object) -> Response:
+        with turn:
+            return Response(generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4)
+
+    return metrics
 
 
 class _Parts(Collector):

@@ -167,7 +167,7 @@ class WebServer:
                     self._begin(*listener.accept())
 
     def _begin(self, sock: socket.socket, peer: tuple[str, int]) -> None:
-        if not self._room.acquire(blocking=False) and not self._cut_silent():
+        if not self._take_room():
             self._turn_away(sock)
             return
         self._open.add(sock)
@@ -189,14 +189,25 @@ class WebServer:
         finally:
             self._end(sock)
 
-    def _cut_silent(self) -> bool:
-        """Takes the room of the client that has been silent for longest; whether there was one."""
-        for one, since in list(self._silent.items())[:1]:
-            if time.monotonic() - since >= SILENT_S:
+    def _take_room(self) -> bool:
+        """Takes a room, at last that of the client that has been silent for longest; whether there was one.
+
+        Who comes next waits meanwhile, so those who say nothing keep a monitor waiting, but not away.
+        """
+        until = time.monotonic() + CUT_S
+        while not self._room.acquire(blocking=False):
+            oldest = next(iter([*self._silent.items()]), None)
+            now = time.monotonic()
+            if oldest is None or now >= until:
+                return self._room.acquire(timeout=max(0.0, until - now))
+            if now < oldest[1] + SILENT_S:
+                if self._room.acquire(timeout=oldest[1] + SILENT_S - now):
+                    return True
+            elif self._silent.pop(oldest[0], None):
                 with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
+                    oldest[0].shutdown(socket.SHUT_RDWR)
                 return self._room.acquire(timeout=CUT_S)
-        return False
+        return True
 
     def has_spoken(self, sock: socket.socket) -> None:
         """A client has sent a head."""
@@ -215,6 +226,7 @@ class WebServer:
         sock.setblocking(False)
         with suppress(OSError):
             sock.send(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            sock.recv(HEAD_BYTES_MAX)  # what is not read would reset the connection, and the client would not see this
         sock.close()
 
 

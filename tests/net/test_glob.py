@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from fixtures.handlers import run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merklekv.engine.engine import Engine
+from merklekv.net import glob
 from merklekv.net.glob import compile_glob
+from merklekv.net.session import Session
 
 
 def matches(pattern: bytes, key: bytes) -> bool:
@@ -90,3 +94,14 @@ def test_no_pattern_takes_exponential_time() -> None:
 @given(st.text("ab*?[]^-\\", max_size=8), st.text("ab-]\\*", max_size=6))
 def test_like_the_plain_matcher(pattern: str, key: str) -> None:
     assert matches(pattern.encode(), key.encode()) == plain_match(pattern.encode(), key.encode())
+
+
+def test_a_slow_pattern_lets_others_run(session: Session, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each key takes up to a ms, so a slice ends by the clock."""
+    monkeypatch.setattr(glob, "SLICE_S", 0.0)
+    for number in range(10 * glob.LOOK_KEYS):
+        engine.set(b"%04d" % number + b"a" * 300, b"v")
+    slow = b"*" + b"a" * 200 + b"[ab]?b"
+    assert run(session, [b"KEYS", slow]) == (b"*0\r\n", 10)
+    assert run(session, [b"SCAN", b"0", b"MATCH", slow, b"COUNT", b"1000"]) == (b"*2\r\n$1\r\n0\r\n*0\r\n", 10)
+    assert run(session, [b"KEYS", b"0001*"])[0] == b"*1\r\n$304\r\n0001%b\r\n" % (b"a" * 300)

@@ -22,6 +22,7 @@ from merklekv.exit_codes import EXIT_USAGE
 from merklekv.net import limits
 from merklekv.net.limits import Limits
 from merklekv.net.listening import PROTECTED
+from merklekv.net.registry import OPTIONS_MAX
 from merklekv.net.server import Server
 from merklekv.net.session import Cursors
 from merklekv.web.keys import AT_ONCE
@@ -403,3 +404,15 @@ def test_a_client_that_is_gone_before_it_is_served(
     monkeypatch.setattr(server, "_admit", fail)
     assert connect().rest() == b""
     assert connect().ask("PING") == "PONG"
+
+
+def test_options_are_not_a_list(resp: Wire) -> None:
+    """They are read at once, and Redis takes one any number of times."""
+    assert resp.call("SET", "k", "v", *["GET"] * (OPTIONS_MAX - 3)) == b"$-1\r\n"
+    for words in (["SET", "k", "v", *["GET"] * 1000], ["EXPIRE", "k", "9", *["GT"] * 1000], ["HELLO"] * 1001):
+        assert resp.call(*words) == b"-ERR wrong number of arguments for '%b' command\r\n" % words[0].lower().encode()
+    assert resp.call("INFO", *["server"] * 1000).startswith(b"-ERR wrong number of arguments for 'info'")
+    assert resp.call("CLIENT", "KILL", *["ID", "99"] * 50_000) == b":0\r\n"
+    assert resp.call("SCRIPT", "EXISTS", *["x"] * 100_001).startswith(b"-ERR unknown subcommand or wrong number")
+    assert resp.call("WATCH", *["x"] * 10_001).startswith(b"-ERR too many watched keys")
+    assert resp.call("EXISTS", *["k"] * 200_000) == b":200000\r\n"

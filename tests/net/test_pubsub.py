@@ -215,6 +215,40 @@ def test_one_request_cannot_fill_the_memory_with_messages(
     assert wire.resp() == message(payload)
 
 
+PUBLISH_MANY = "for i = 1, ARGV[1] do redis.call('PUBLISH', 'c', i .. string.rep('x', ARGV[2])) end"
+
+
+def test_messages_of_one_moment_are_not_copied_for_each_subscriber(server: StartedServer, connect: Connect) -> None:
+    wires = [subscribe(connect(receive_buffer=4096), "c") for _ in range(10)]
+    connections = [connection_of(server, wire) for wire in wires]
+    publisher = connect()
+    assert publisher.call("EVAL", PUBLISH_MANY, "0", "100", "100000") == b"$-1\r\n"
+    waiting = [piece for one in connections for piece in list(one.unsent)]
+    assert sum(map(len, waiting)) > 40 * limits.MIB
+    whole = {id(obj): memoryview(obj).nbytes for obj in (memoryview(piece).obj for piece in waiting)}
+    assert sum(whole.values()) < 20 * limits.MIB
+    for wire in wires:
+        assert [wire.resp() for _ in range(100)] == [message(f"{at}" + "x" * 100_000) for at in range(1, 101)]
+        assert wire.call("PING") == encode("pong", "")
+    wait_until(lambda: server.context.traffic.output_bytes > 10 * 100 * 100_000)
+
+
+def test_one_moment_has_room_for_so_many_messages(server: StartedServer, connect: Connect) -> None:
+    """Each counts once, however many receive it. Who would get more is closed."""
+    wires = [subscribe(connect(), "c") for _ in range(20)]
+    publisher = connect()
+    payload = "x" * 1_000_000
+    publisher.send(encode("MULTI") + encode("PUBLISH", "c", payload) * 5 + encode("EXEC"))
+    assert [publisher.resp() for _ in range(7)][-1] == b"*5\r\n" + b":20\r\n" * 5
+    for wire in wires:
+        assert [wire.resp() for _ in range(5)] == [message(payload)] * 5
+    server.context.memory.limit = 8 * limits.MIB
+    publisher.send(encode("MULTI") + encode("PUBLISH", "c", payload) * 5 + encode("EXEC"))
+    assert [publisher.resp() for _ in range(7)][-1] == b"*5\r\n" + b":20\r\n" * 5
+    wait_until(lambda: server.context.traffic.output_limit_closed == 20)
+    assert publisher.call("PUBLISH", "c", "x") == b":0\r\n"
+
+
 def test_a_slow_subscriber_that_catches_up_gets_everything(server: StartedServer, connect: Connect) -> None:
     slow, publisher = subscribe(connect(receive_buffer=4096), "c"), connect()
     (session,) = [one for one in server.context.sessions() if isinstance(one, Connection) and one.subscriptions]

@@ -329,3 +329,59 @@ def test_commands_over_many_keys_give_way(many_keys: int, connect: Connect) -> N
     assert wire.call("MGET", *keys, "none") == b"*%d\r\n" % (len(keys) + 1) + b"$1\r\nv\r\n" * len(keys) + b"$-1\r\n"
     assert wire.call("DEL", *keys, "none") == b":%d\r\n" % len(keys)
     assert wire.call("DBSIZE") == b":%d\r\n" % (many_keys - len(keys))
+
+
+def test_clients_that_come_meanwhile_do_not_wait_for_all_of_a_long_tick(
+    server: StartedServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a tick has read and not come to waits for later ticks, in which others have their turn."""
+    monkeypatch.setattr(limits, "TICK_S", 0.0)
+    monkeypatch.setattr(limits, "TURN_S", 0.0)
+    monkeypatch.setattr(limits, "SLICE_S", 0.0)
+    ran: list[bytes] = []
+    may_run = threading.Semaphore(0)
+
+    def slow(session: Any, request: Any) -> bytes:
+        ran.append(request[1])
+        assert may_run.acquire(timeout=60)
+        return b"+%b\r\n" % request[1]
+
+    replace(server, b"ECHO", slow)
+    first, *others, late = [connect() for _ in range(12)]
+    for wire in (first, *others, late):
+        assert wire.call("PING") == b"+PONG\r\n"
+    first.send(encode("ECHO", "first"))
+    wait_until(lambda: len(ran) == 1)
+    for number, wire in enumerate(others):
+        wire.send(encode("ECHO", f"{number}a") + encode("PING") + encode("ECHO", f"{number}b"))
+    may_run.release()
+    wait_until(lambda: len(ran) == 2)  # of those that the next tick has read
+    late.send(encode("ECHO", "late"))
+    for _ in range(100):
+        may_run.release()
+    for number, wire in enumerate(others):
+        assert [wire.resp() for _ in range(3)] == [b"+%da\r\n" % number, b"+PONG\r\n", b"+%db\r\n" % number]
+    assert late.resp() == b"+late\r\n"
+    assert ran.index(b"late") < 10, ran
+
+
+@pytest.mark.parametrize("name", ["GET", "SET"])
+def test_large_values_of_many_clients_are_put_off(
+    name: str, server: StartedServer, connect: Connect, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of requests that would run together."""
+    monkeypatch.setattr(limits, "TICK_S", 0.0)
+    monkeypatch.setattr(limits, "TURN_S", 0.0)
+    monkeypatch.setattr(limits, "TICK_OUTPUT_BYTES", 1000)
+    engine.set(b"k", b"v" * 1000)
+    held, *wires = [connect() for _ in range(8)]
+    go_on = threading.Event()
+    replace(server, b"ECHO", lambda session, request: b"+%d\r\n" % go_on.wait(60))
+    held.send(encode("ECHO", "x"))
+    for wire in wires:
+        wire.send((encode("GET", "k") if name == "GET" else encode("SET", "l", b"v" * 1000)) * 3)
+    go_on.set()
+    reply = b"$1000\r\n%b\r\n" % (b"v" * 1000) if name == "GET" else b"+OK\r\n"
+    for wire in wires:
+        assert [wire.resp() for _ in range(3)] == [reply] * 3
+        assert wire.call("GET", "k") == b"$1000\r\n%b\r\n" % (b"v" * 1000)

@@ -17,6 +17,7 @@ from fixtures.wire import Wire, encode, readable
 from merklekv.engine.engine import Engine
 from merklekv.net import monitor as monitor_module
 from merklekv.net import slowlog
+from merklekv.net.commands import clients
 from merklekv.net.slowlog import Slow
 
 Connect = Callable[..., Wire]
@@ -487,3 +488,27 @@ def test_a_monitor_that_does_not_read_is_closed(
             break
     assert server.context.traffic.output_limit_closed == 1
     assert wire.call("PING") == b"+PONG\r\n"
+
+
+def test_a_long_list_of_clients_lets_others_run(resp: Wire, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "SLICE_CLIENTS", 1)
+    others = [connect() for _ in range(5)]
+    assert [other.call("PING") for other in others] == [b"+PONG\r\n"] * 5
+    assert resp.call("CLIENT", "LIST").count(b" cmd=ping ") == 5
+
+
+def test_the_slow_log_has_a_size() -> None:
+    """Also where its length lets it have ten thousand requests of many arguments."""
+    slow = Slow()
+    slow.length = slowlog.SLOWLOG_ENTRIES_MAX
+    large = [b"x" * 1000] * 100
+    for _ in range(slow.length):
+        slow.took(1.0, "command", large, "127.0.0.1:1", b"n" * 1000)
+    assert 1000 < len(slow.requests) < slow.length
+    assert sum(one.size for one in slow.requests) <= slowlog.SLOWLOG_BYTES_MAX
+    assert [one.number for one in slow.requests[:2]] == [slow.length - 1, slow.length - 2]
+    slow.length = 2
+    assert [one.number for one in slow.requests] == [9999, 9998]
+    slow.clear()
+    slow.took(1.0, "command", large, "127.0.0.1:1", b"")
+    assert len(slow.requests) == 1

@@ -1,5 +1,6 @@
 """The HTTP server: who is served, and what a request may be."""
 
+import contextlib
 import errno
 import http.client
 import socket
@@ -219,6 +220,28 @@ def test_clients_that_send_nothing_keep_no_monitor_away(web: tuple[str, int], mo
     assert wait_until(is_served)
     for client in silent:
         client.close()
+
+
+def test_a_monitor_waits_for_clients_that_come_again_and_again_and_say_nothing(web: tuple[str, int]) -> None:
+    """Each takes the place of another one, so that none is silent for long."""
+    ends = threading.Event()
+
+    def come_again() -> None:
+        while not ends.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(web, 10) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHo")
+                client.recv(1)
+
+    threads = [threading.Thread(target=come_again) for _ in range(server.CONNECTIONS_MAX + 6)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            assert b" 200 " in send(web, b"GET /metrics HTTP/1.1\r\n\r\n")
+    finally:
+        ends.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_clients_that_have_asked_are_not_cut_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

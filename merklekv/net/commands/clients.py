@@ -18,8 +18,10 @@ from merklekv.net.protocol.resp import bulk
 from merklekv.net.protocol.text import Request, show
 from merklekv.net.pubsub import Kind
 from merklekv.net.registry import NOSCRIPT, Long, Reply, Subcommands, command, line_command
-from merklekv.net.session import Context, Session
+from merklekv.net.session import Context, Session, check_reply_size
+from merklekv.net.steps import Steps
 
+SLICE_CLIENTS: Final = 200  # that LIST describes between two yields
 CLIENT_TYPES: Final = (b"normal", b"replica", b"slave", b"master", b"pubsub")
 
 _client = Subcommands("CLIENT")
@@ -72,7 +74,7 @@ def _type_of(one: Connection) -> bytes:
 
 
 @_client.add("LIST [TYPE type | ID client-id [client-id ...]]", "The connections, or some of them.")
-def _client_list(session: Connection, arguments: Sequence[bytes]) -> bytes:
+def _client_list(session: Connection, arguments: Sequence[bytes]) -> Long:
     listed = _connections(session.context)
     if arguments:
         kind = arguments[0].upper()
@@ -86,7 +88,16 @@ def _client_list(session: Connection, arguments: Sequence[bytes]) -> bytes:
         else:
             kind = _checked_type(arguments[1])
             listed = [one for one in listed if _type_of(one) == kind]
-    lines = [_describe(one, "client|list" if one is session else "") for one in listed]
+    lines: list[bytes] = []
+    size = 0
+    steps = Steps(SLICE_CLIENTS)
+    for one in listed:
+        if one.fd >= 0:  # else it has left meanwhile
+            lines.append(_describe(one, "client|list" if one is session else ""))
+            size += len(lines[-1])
+            check_reply_size(session, size)
+        if steps.add(1):
+            yield None
     return resp.verbatim(b"".join(lines), session.protocol)
 
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 
 from merklekv.net.commands.arguments import slices
 from merklekv.net.errors import Rejected, RequestError
-from merklekv.net.glob import compile_glob
-from merklekv.net.limits import CLIENT_SUBSCRIPTIONS_MAX, SUBSCRIPTION_BYTES_MAX
+from merklekv.net.glob import compile_glob, matching
+from merklekv.net.limits import CLIENT_SUBSCRIPTIONS_MAX, SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_ROOM_BYTES
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.resp import Push, bulk
 from merklekv.net.protocol.text import Request
@@ -51,6 +51,7 @@ def _subscribe(session: Session, kind: Kind, names: Sequence[bytes]) -> Push:
     _require_few(names)
     _remember(session)
     counts = session.context.pubsub.subscribe(session, kind, names)
+    session.context.memory.grown += SUBSCRIPTION_ROOM_BYTES * len(names)
     session.choose_commands()
     return _confirm(session, kind.value + b"subscribe", zip(map(bulk, names), counts, strict=True))
 
@@ -159,10 +160,10 @@ def _channels(session: Session, arguments: Sequence[bytes]) -> Long:
     for number, names in enumerate(slices(session.context.pubsub.names(Kind.CHANNEL))):
         if number:
             yield None
-        matching = [name for name in names if name.startswith(prefix) and matches(name)]
-        size += sum(map(len, matching))
+        matched = yield from matching([name for name in names if name.startswith(prefix)], matches)
+        size += sum(map(len, matched))
         check_reply_size(session, size)
-        found += matching
+        found += matched
     return resp.bulk_array(found)
 
 

@@ -18,7 +18,7 @@ from itertools import zip_longest
 
 from merklekv.net.commands.arguments import SYNTAX_ERROR, integer, optional_argument
 from merklekv.net.errors import RequestError
-from merklekv.net.glob import compile_glob
+from merklekv.net.glob import compile_glob, matching
 from merklekv.net.limits import ARGUMENT_BYTES, SLICE_KEYS
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.text import Request
@@ -73,9 +73,9 @@ def _scan(session: Session, cursor: int, pattern: bytes, left: int, kind: bytes)
     while True:
         keys, after = session.engine.page(prefix, after, min(left, SLICE_KEYS))
         if kind == b"string":
-            matching = list(filter(matches, keys))
-            found += matching
-            size += sum(map(len, matching)) + ARGUMENT_BYTES * len(matching)
+            matched = yield from matching(keys, matches)
+            found += matched
+            size += sum(map(len, matched)) + ARGUMENT_BYTES * len(matched)
             check_reply_size(session, size)
         left -= len(keys)
         if after is None or left <= 0:
@@ -95,11 +95,7 @@ def _scan(session: Session, cursor: int, pattern: bytes, left: int, kind: bytes)
 def keys(session: Session, request: Request) -> Long:
     prefix, matches = compile_glob(request[1])
 
-    def encode(page: list[bytes]) -> tuple[int, bytes]:
-        found = list(filter(matches, page))
-        return len(found), resp.bulks(found)
-
-    count, body = yield from _all_keys(session, prefix, encode)
+    count, body = yield from _all_keys(session, prefix, resp.bulks, matches)
     return b"*%d\r\n%b" % (count, body)
 
 
@@ -109,24 +105,29 @@ def scan_line(session: Session, request: Request) -> Long:
     return b"KEYS %d\r\n%b" % (count, body)
 
 
-def _lines(page: list[bytes]) -> tuple[int, bytes]:
+def _lines(page: list[bytes]) -> bytes:
     lines = b"".join([b"%b\r\n" % key for key in page])
     if lines.count(b"\n") != len(page) or lines.count(b"\r") != len(page):
         raise RequestError("a key holds a line break: list the keys over RESP")
-    return len(page), lines
+    return lines
 
 
 def _all_keys(
-    session: Session, prefix: bytes, encode: Callable[[list[bytes]], tuple[int, bytes]]
+    session: Session,
+    prefix: bytes,
+    encode: Callable[[list[bytes]], bytes],
+    matches: Callable[[bytes], object] | None = None,
 ) -> Generator[Pause, None, tuple[int, bytes]]:
-    """All keys under a prefix as `encode` writes each page of them: how many, and the bytes."""
+    """All keys under a prefix, or those that match, as `encode` writes each page: how many, and the bytes."""
     parts: list[bytes] = []
     count = size = 0
     after: bytes | None = None
     while True:
         page, after = session.engine.page(prefix, after, SLICE_KEYS)
-        found, part = encode(page)
-        count += found
+        if matches is not None:
+            page = yield from matching(page, matches)
+        part = encode(page)
+        count += len(page)
         parts.append(part)
         size += len(part)
         check_reply_size(session, size)

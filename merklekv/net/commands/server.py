@@ -10,11 +10,11 @@ import time
 import merklekv
 from merklekv.net.commands import status
 from merklekv.net.commands.arguments import SYNTAX_ERROR, no_arguments
-from merklekv.net.errors import Goodbye, RequestError
+from merklekv.net.errors import Goodbye, RequestError, wrong_count
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.resp import bulk
 from merklekv.net.protocol.text import Request
-from merklekv.net.registry import ALONE, FAST, Reply, command, line_command
+from merklekv.net.registry import ALONE, FAST, OPTIONS_MAX, Reply, command, line_command
 from merklekv.net.session import Session
 from merklekv.net.vitals import memory
 
@@ -62,6 +62,8 @@ def stats_line(session: Session, request: Request) -> Reply:
 )
 def info(session: Session, request: Request) -> Reply:
     """Redis's sections, as far as they mean something here; a section of our own holds the rest."""
+    if len(request) > OPTIONS_MAX:
+        raise wrong_count(request[0])
     sections = status.sections(session.context)
     wanted = {word.lower() for word in request[1:]} or {b"default"}
     if not wanted & status.EVERYTHING:

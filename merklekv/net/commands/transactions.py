@@ -18,6 +18,7 @@ from typing import Final
 
 from merklekv.errors import Stalled
 from merklekv.net.errors import RequestError
+from merklekv.net.limits import WATCHED_BYTES
 from merklekv.net.protocol import resp, text
 from merklekv.net.protocol.text import Request
 from merklekv.net.registry import FAST, LINE, NOSCRIPT, Reply, command, line_command, unnamed
@@ -101,12 +102,13 @@ def watch(session: Session, request: Request) -> Reply:
     if session.transaction is not None:
         raise RequestError("WATCH inside MULTI is not allowed")
     watched = session.watched
-    new = dict.fromkeys(key for key in request[1:] if key not in watched)
-    if len(watched) + len(new) > WATCHED_MAX:
+    new = dict.fromkeys(key for key in request[1 : WATCHED_MAX + 2] if key not in watched)
+    if len(watched) + len(new) > WATCHED_MAX or len(request) > WATCHED_MAX + 1:
         raise RequestError(f"too many watched keys: at most {WATCHED_MAX} for one connection")
     engine = session.engine
     with engine.lock:
         watched.update({key: engine.state_of(key) for key in new})
+    session.context.memory.grown += WATCHED_BYTES * len(new)
     return resp.OK
 
 

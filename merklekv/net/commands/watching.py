@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from merklekv.engine.integers import strict_integer
+from merklekv.net.commands.arguments import slices
 from merklekv.net.commands.config import Apply, changeable, number
 from merklekv.net.errors import RequestError
 from merklekv.net.interception import one_by_one
 from merklekv.net.protocol import resp
 from merklekv.net.protocol.resp import bulk
 from merklekv.net.protocol.text import Request, show
-from merklekv.net.registry import ADMIN, ALONE, NOSCRIPT, Reply, Subcommands, command
+from merklekv.net.registry import ADMIN, ALONE, NOSCRIPT, Long, Reply, Subcommands, command
 from merklekv.net.session import Context, Session
 from merklekv.net.slowlog import BATCH_US, SLOWLOG_ENTRIES_MAX, SlowRequest
 
@@ -57,12 +58,17 @@ command(
 
 
 @_slowlog.add("GET [count]", "The newest of them, 10 or as many as given; -1 is all.", most=1)
-def _slowlog_get(session: Session, arguments: Sequence[bytes]) -> bytes:
+def _slowlog_get(session: Session, arguments: Sequence[bytes]) -> Long:
     count = strict_integer(arguments[0]) if arguments else SHOWN_DEFAULT
     if count is None or count < -1:
         raise RequestError("count should be greater than or equal to -1")
     requests = session.context.slow.requests
-    return resp.array([_entry(one) for one in (requests if count < 0 else requests[:count])])
+    found: list[bytes] = []
+    for some in slices(requests if count < 0 else requests[:count]):
+        if found:
+            yield None
+        found += map(_entry, some)
+    return resp.array(found)
 
 
 def _entry(one: SlowRequest) -> bytes:
