@@ -129,9 +129,19 @@ def _status_of_run(name: str, commands: typer.Typer) -> int:
     except OSError as error:
         if error.filename is not None:  # a path that the user gave, or one below it
             return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}", EXIT_UNWRITABLE)
-        return _fault()
-    except Exception:  # noqa: BLE001 - shown whole; Python would exit with 1, which has another meaning here
-        return _fault()
+        return _shortage_or_fault(error)
+    except Exception as error:  # noqa: BLE001 - shown whole; Python would exit with 1, which has another meaning here
+        return _shortage_or_fault(error)
+
+
+def _shortage_or_fault(error: Exception) -> int:
+    from merklekv.shortage import is_shortage, reason_of
+
+    if is_shortage(error):
+        return _fail(f"cannot go on: {reason_of(error)}", EXIT_UNWRITABLE)
+    if isinstance(error, FileNotFoundError):  # without a name: of `os.getcwd`
+        return _fail("the working directory was removed: go to another one", EXIT_UNWRITABLE)
+    return _fault()
 
 
 def _fault() -> int:
