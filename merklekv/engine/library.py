@@ -35,6 +35,7 @@ from merklekv.engine.options import (
     CheckpointMode,
     Durability,
     require_path,
+    require_wall_clock,
 )
 from merklekv.engine.record import EXPIRY_MAX, RECORD_OVERHEAD, Pair
 from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S
@@ -82,6 +83,7 @@ def open(
     Raises InvalidArgument, DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption,
     StorageFailed, Shortage.
     """
+    require_wall_clock(wall_clock)
     engine = Engine(
         _absolute(require_path(path)),
         durability=durability,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -468,7 +469,21 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
     for name, value in {"retain_log_bytes": -1, "retain_max_bytes": "1", "retain_log_seconds": float("nan")}.items():
         with pytest.raises(InvalidArgument, match=f"{name} = .* is not allowed; give"):
             merklekv.open(tmp_path / "data", **{name: value})  # type: ignore[arg-type]
+    clocks: list[Any] = [time.time, None, 5, lambda: 1 << 63]
+    for clock in clocks:
+        with pytest.raises(InvalidArgument, match=r"wall_clock = .* is not allowed; give a function that returns nano"):
+            merklekv.open(tmp_path / "data", wall_clock=clock)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_wait_that_is_none(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        with pytest.raises(InvalidArgument, match="nan"):
+            db.changes(wait=float("nan"))
+        wait: Any
+        for wait in ("1", True):
+            with pytest.raises(TypeError, match="a wait is a number of seconds, or None"):
+                db.changes(wait=wait)
 
 
 def test_the_package_shows_what_it_has() -> None:

@@ -484,3 +484,10 @@ def test_an_output_with_the_longest_name(data: Path, tmp_path: Path) -> None:
     succeeds("backup", data, tmp_path / f"b{name[1:]}")
     succeeds("restore", tmp_path / f"b{name[1:]}", tmp_path / f"r{name[1:]}")
     assert succeeds("dump", tmp_path / f"r{name[1:]}") == (tmp_path / name).read_bytes()
+
+
+def test_a_note_that_stderr_does_not_take_is_lost(data: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [*TOOL, "dump", str(data), "--output", str(tmp_path / "out")]
+        assert subprocess.run(command, stderr=full, timeout=120, check=False).returncode == 0
+    assert (tmp_path / "out").read_bytes() == succeeds("dump", data)

@@ -6,7 +6,6 @@ stdout; progress, notes and errors to stderr.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -150,6 +149,5 @@ def _fault() -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    with contextlib.suppress(MerkleKVError, OutputClosed):  # stderr accepts nothing
-        note(message)
+    note(message)
     return status

@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Final, TextIO
 
-from merklekv.output import is_terminal, printable, printable_json
+from merklekv.errors import MerkleKVError
+from merklekv.output import OutputClosed, is_terminal, printable, printable_json
 from merklekv_tool.files import STDIO, output_errors
 
 _program = "merklekv-tool"
@@ -52,8 +53,9 @@ def speak_as(program: str) -> None:
 
 
 def note(text: str) -> None:
-    """Prints a line that is not part of the result."""
-    _write(printable(f"{_program}: {text}"), sys.stderr)
+    """Prints a line that is not part of the result; one that stderr does not take is lost."""
+    with suppress(MerkleKVError, OutputClosed):
+        _write(printable(f"{_program}: {text}"), sys.stderr)
 
 
 def _write(text: str, file: TextIO | None) -> None:
