@@ -238,11 +238,11 @@ def _drop_incomplete(directory: Path, lsns: list[int]) -> None:
 
 
 def _require_torn_tail(directory: Path, segment: Segment, end: int, following: list[int]) -> None:
-    claimed = segment.synced_claim(end)
+    was_synced = segment.claims_synced(end, segment.lsn + end)
     for lsn in following:
         with Segment(segment_path(directory, lsn)) as later:
-            claimed = max(claimed, later.synced_claim(SEGMENT_HEADER.size))
-    if claimed > segment.lsn + end:
+            was_synced = was_synced or later.claims_synced(SEGMENT_HEADER.size, segment.lsn + end)
+    if was_synced:
         raise corrupt(segment.path, end, "a frame does not match its checksum, and what follows had been synced")
 
 

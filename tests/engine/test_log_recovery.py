@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from merklekv.engine import recovery
 from merklekv.engine.engine import Engine
+from merklekv.engine.format import FRAME_HEADER
 from merklekv.engine.log.segment import Segment, list_segments, segment_path
 from merklekv.engine.log.writer import LogEnd
 from merklekv.engine.record import ZERO_VERSION
@@ -84,6 +85,24 @@ def test_a_torn_tail_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         recover(log.path, 0)
     assert f"{log.file}: cut off a torn tail" in caplog.text
     assert f"at byte {log.frames[2][1]}" in caplog.text
+
+
+@pytest.mark.timeout(60)
+def test_a_torn_value_that_is_full_of_forged_frames_is_cut_off(tmp_path: Path) -> None:
+    """The checksums of all these frames would take hours."""
+    log = three_frames(tmp_path / "log")
+    size, count = FRAME_HEADER.size, 400_000
+    for claim in (0, log.lsn + log.frames[2][1], (1 << 64) - 1):
+        with log.file.open("r+b") as file:
+            file.truncate(log.frames[2][1] + 60)
+            file.seek(log.frames[2][1] + 50)
+            for at in range(count):
+                file.write(FRAME_HEADER.pack(b"MKVF", (count - at - 1) * size, claim, 1, 1, 1, 0))
+        violations, remarks = checked(log.path)
+        assert (violations, len(remarks)) == ([], 1)
+        recovered = recover(log.path, 0)
+        assert recovered is not None
+        assert recovered.end == log.frames[2][1]
 
 
 def test_a_flipped_byte_in_a_middle_frame_is_damage(tmp_path: Path) -> None:

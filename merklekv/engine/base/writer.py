@@ -34,6 +34,7 @@ from merklekv.pause import pause
 
 TRANSACTION_KEYS: Final = 8192
 TRANSACTION_BYTES: Final = 8 << 20
+OVERFLOW_PAGES_COPIED: Final = 2000  # of large values
 SHRUNK: Final = 2  # a record that becomes smaller by this factor is deleted before it is put
 READERS_POLL_S: Final = 0.001
 _READER: Final = re.compile(r"^ *\d+ +[0-9a-f]+ +(\d+)$", re.MULTILINE)  # process, thread, transaction that it sees
@@ -80,7 +81,7 @@ class _PackedLeaves(dict[int, bytearray]):
 class _Replaced(NamedTuple):
     """What the base has of some keys that are to be written."""
 
-    heads: dict[bytes, bytes]  # the first RECORD_OVERHEAD bytes of each record, which is all that accounts need
+    heads: dict[bytes, bytes]  # the first RECORD_OVERHEAD bytes of each record, or more: what accounts need
     same: set[bytes]  # keys whose record stays as it is
     larger: set[bytes]  # those whose record is larger than the new one by SHRUNK
 
@@ -179,7 +180,13 @@ class BaseWriter:
         return [key for key, _ in changed if key not in before] if before else [key for key, _ in changed]
 
     def _replaced(self, records: Mapping[bytes, bytes]) -> _Replaced:
-        """What there is of these keys. It copies no values: those of a transaction's keys may be gigabytes."""
+        """What there is of these keys. It copies values only if they are small: all together may be gigabytes."""
+        with self.snapshot() as view:
+            if view.overflow_pages(self._records) <= OVERFLOW_PAGES_COPIED:  # the quick way
+                before = dict(view.txn.cursor().getmulti(list(records)))
+                same = {key for key, record in before.items() if record == records[key]}
+                larger = {key for key, record in before.items() if len(records[key]) < len(record) // SHRUNK}
+                return _Replaced({key: padded(record) for key, record in before.items()}, same, larger)
         replaced = _Replaced({}, set(), set())
         with self._reading() as txn:
             for name, stored in txn.cursor(db=self._records).getmulti(list(records)):

@@ -255,15 +255,19 @@ class Segment:
         data, step = self.data, 1 << 20
         return not any(data[at : at + step].strip(b"\0") for at in range(position, self.size, step))
 
-    def synced_claim(self, position: int) -> int:
-        """The largest LSN that any whole frame behind `position` claims as synced, 0 without such a frame."""
-        claimed = 0
+    def claims_synced(self, position: int, lsn: int) -> bool:
+        """Whether a whole frame at or behind `position` says that what is behind `lsn` had been synced.
+
+        A value may be full of what looks like frames, and the checksum of each takes long: those that could not say
+        so do not count.
+        """
         while (position := self.data.find(FRAME_MAGIC, position)) >= 0:
-            frame = whole_frame(self.data, 0, self.lsn, position)
-            if frame is not None:
-                claimed = max(claimed, frame.synced)
+            head = self.data[position : position + FRAME_HEAD.size]
+            synced = FRAME_HEAD.unpack(head)[2] if len(head) == FRAME_HEAD.size else 0
+            if lsn < synced <= self.lsn + position and whole_frame(self.data, 0, self.lsn, position):
+                return True
             position += 1
-        return claimed
+        return False
 
 
 def corrupt(path: Path, position: int, what: str) -> Corruption:

@@ -352,16 +352,12 @@ class LogWalk:
             return True
         later = [other for other in self.lsns if other > lsn]
         places = [(lsn, end), *((other, HEADER_SIZE) for other in later)]
-        claimed = max(reference.synced_claim(self.path(start), start, position) for start, position in places)
-        if (
-            claimed <= lsn + end
-            and lsn >= self._base.checkpoint_lsn
-            and all(self._has_header(other) for other in later)
-        ):
+        was_synced = any(reference.claims_synced(self.path(start), start, at, lsn + end) for start, at in places)
+        if not was_synced and lsn >= self._base.checkpoint_lsn and all(self._has_header(other) for other in later):
             self._report.note(f"{path}: a torn tail behind byte {end}, never synced, a start cuts it off")
             return False
-        if claimed > lsn + end or lsn < self._base.checkpoint_lsn:
-            reason = "what follows had been synced" if claimed > lsn + end else "the base contains it"
+        if was_synced or lsn < self._base.checkpoint_lsn:
+            reason = "what follows had been synced" if was_synced else "the base contains it"
             self._report.add(path, f"no whole frame at byte {end}, expected one, since {reason}")
         self._sequence = None
         return True

@@ -174,13 +174,13 @@ def read_entries(payload: bytes) -> Iterator[Entry]:
         at = end
 
 
-def synced_claim(path: Path, lsn: int, position: int) -> int:
-    """The largest LSN that a whole frame at or behind a position claims as synced, 0 without such a frame."""
+def claims_synced(path: Path, lsn: int, position: int, until: int) -> bool:
+    """Whether a whole frame at or behind a position says that what is behind the LSN `until` had been synced."""
     data = path.read_bytes()
-    claimed = 0
     with path.open("rb") as file:
         while (position := data.find(MAGIC_FRAME, position)) >= 0:
-            frame = read_frame(file, lsn, position)
-            claimed = max(claimed, frame.synced if frame else 0)
+            synced = number(data[position + 8 : position + 16])
+            if until < synced <= lsn + position and read_frame(file, lsn, position):
+                return True
             position += 1
-    return claimed
+    return False

@@ -81,7 +81,7 @@ class DirectoryLog(DirectorySource):
         for start in (start for start in self.segments() if start < lsn):
             position = lsn - start
             with contextlib.suppress(FileNotFoundError), Segment(segment_path(self._log, start)) as segment:
-                if position < segment.size and segment.synced_claim(position) > lsn and self._ends_at(lsn):
+                if position < segment.size and segment.claims_synced(position, lsn) and self._ends_at(lsn):
                     raise corrupt(
                         segment.path, position, "a frame does not match its checksum, and what follows was synced"
                     )
