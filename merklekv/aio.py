@@ -39,6 +39,7 @@ RECEIVE_BYTES: Final = 1 << 16
 CHANGES_MAX: Final = 1000  # in one page
 BLOCK_S: Final = 20.0  # of one request for changes
 RETRY_S: Final = 0.5  # between two attempts of `changes` to reach the node
+SECONDS_MAX: Final = 1_000_000_000
 WHOLE_S: Final = 1.0  # within which a reply without BLOCK has looked at all; the node looks on for two seconds
 
 
@@ -83,9 +84,9 @@ class Client:
         if not isinstance(host, str) or not isinstance(port, int):
             raise _refusal("host, port", (host, port), "a str and an int")
         parse_address(format_address(host, port))
-        _require_number("timeout_s", timeout_s, math.ulp(0.0), "seconds above 0")
-        _require_number("pending_max", pending_max, 1, "an int from 1")
-        _require_number("reply_bytes", reply_bytes, 1, "bytes from 1")
+        _require_seconds("timeout_s", timeout_s, math.ulp(0.0), f"seconds above 0, at most {SECONDS_MAX}")
+        _require_count("pending_max", pending_max)
+        _require_count("reply_bytes", reply_bytes)
         self._address = host, port
         self._timeout_s = timeout_s
         self._reconnects = reconnects
@@ -163,7 +164,7 @@ class Client:
         if not isinstance(after, str):
             raise _refusal("after", after, "a cursor, a str")
         if wait_s is not None:
-            _require_number("wait_s", wait_s, 0, "seconds from 0, or None")
+            _require_seconds("wait_s", wait_s, 0, f"seconds from 0 to {SECONDS_MAX}, or None")
         require_bytes(prefix)
         now = asyncio.get_running_loop().time
         link: _Link | None = None
@@ -387,9 +388,15 @@ def _change(
     return Change(key, op.decode(), value, version.decode(), origin.decode(errors="replace"), expiry)
 
 
-def _require_number(name: str, value: object, lowest: float, allowed: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= lowest:
+def _require_seconds(name: str, value: object, lowest: float, allowed: str) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (lowest <= value <= SECONDS_MAX or value == math.inf):  # type: ignore[operator]
         raise _refusal(name, value, allowed)
+
+
+def _require_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _refusal(name, value, "an int from 1")
 
 
 def _refusal(name: str, value: object, allowed: str) -> InvalidArgument:

@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from merklekv import __version__, config, core, setting_types
-from merklekv.errors import MerkleKVError
+from merklekv.errors import MerkleKVError, shown
 from merklekv.exit_codes import EXIT_PIPE, EXIT_USAGE, status_of
-from merklekv.output import OutputClosed, led_to_help, printable, take_over_output
+from merklekv.output import OutputClosed, led_to_help, printable, require_number, take_over_output
 from merklekv.settings import declarations
 
 Load = Callable[[], config.Loaded]
@@ -93,7 +93,11 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
         for pair in given.pop("set_pairs") or []:
             key, equals, value = pair.partition("=")
             if not equals:
-                raise config.ConfigError(f"flag --set: {pair!r} is not allowed; give KEY=VALUE")
+                raise config.ConfigError(f"flag --set: {shown(pair)} is not allowed; give KEY=VALUE")
+            if key in flags:
+                raise config.ConfigError(
+                    f"flag --set: {key} is given twice, also by flag {flags[key][0]}; give it once"
+                )
             flags[key] = ("--set", value)
         file = given.pop("config_file")
         if file is None:
@@ -198,6 +202,7 @@ def demo_command(
             metavar="N",
             min=1,
             max=DEMO_SECONDS_MAX,
+            callback=require_number,
             help="No keys: run a script of outages for so long; exit 0 if all nodes hold the same then, and every "
             "acknowledged write. Without a terminal that is what happens, for 10 seconds.",
             show_default=False,

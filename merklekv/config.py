@@ -232,7 +232,10 @@ def _read_secret(key: str, given: Given) -> Given:
         content = _content(path, SECRET_FILE_SIZE_MAX)
         if len(content) > SECRET_FILE_SIZE_MAX:
             raise ConfigError(f"{given.source}: {key} = {str(path)!r} is larger than {SECRET_FILE_SIZE_MAX} bytes")
-        return Given(content.decode().rstrip("\r\n"), f"{given.source}, file {path}")
+        secret = content.decode("utf-8-sig").rstrip("\r\n")
+        if not secret:
+            raise ConfigError(f"{given.source}: {key} = {str(path)!r} is empty")
+        return Given(secret, f"{given.source}, file {path}")
     except OSError as error:
         raise ConfigError(f"{given.source}: {key} = {str(path)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

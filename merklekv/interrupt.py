@@ -18,4 +18,7 @@ def run_program(module: str) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(EXIT_INTERRUPTED))
     import importlib
 
+    from merklekv.files import occupy_standard_files
+
+    occupy_standard_files()
     importlib.import_module(module).main()

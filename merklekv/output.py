@@ -7,6 +7,7 @@ that the terminal's encoding lacks.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import sys
@@ -53,6 +54,11 @@ def take_over_output() -> None:
         sys.stdout = Output(sys.stdout)
 
 
+def is_terminal(file: TextIO | None) -> bool:
+    """Whether this is a terminal; None is a file that the caller has closed."""
+    return file is not None and file.isatty()
+
+
 def printable(text: str) -> str:
     """Text on one line, with control characters, line breaks and surrogates as escapes, like `\\x1b`."""
     if text.isprintable():
@@ -68,6 +74,15 @@ def printable_json(text: str) -> str:
 def counted(number: int, thing: str, things: str = "") -> str:
     """A number with its noun: `1 key`, `1,200 keys`; `things` is an irregular plural."""
     return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
+
+
+def require_number(value: float | None) -> float | None:
+    """For an option with bounds: refuses `nan`, which is within any."""
+    import typer
+
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
 
 
 def led_to_help(complaint: str, command: str) -> str:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from threading import Event
 from typing import Final
 
+WATCHDOG_DIGITS_MAX: Final = 20  # of 64 bits
 SEND_S: Final = 1.0  # for a supervisor that does not read
 LOOKS: Final = 4  # of the watchdog in its time: two in the half of it, after which a sign of life is due
 
@@ -30,7 +31,8 @@ class Supervisor:
         address = environment.pop("NOTIFY_SOCKET", "")
         watchdog_us, watched = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        is_watched = watchdog_us.isdecimal() and watched in ("", str(os.getpid()))
+        is_number = watchdog_us.isdecimal() and len(watchdog_us) <= WATCHDOG_DIGITS_MAX
+        is_watched = is_number and watched in ("", str(os.getpid()))
         self.watchdog_s = int(watchdog_us) / 10**6 if self._address and is_watched else 0.0
 
     def tell(self, *lines: str) -> None:

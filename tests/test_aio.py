@@ -321,7 +321,9 @@ def test_a_peer_that_answers_strangely(reply: bytes) -> None:
         {"port": "7379"},
         {"timeout_s": 0},
         {"timeout_s": math.nan},
+        {"timeout_s": 10**400},
         {"pending_max": 0},
+        {"pending_max": 1.5},
         {"reply_bytes": 0},
     ],
 )
@@ -335,7 +337,7 @@ def test_arguments_that_can_never_work(node: NodeProcess) -> None:
         async with client_of(node) as client:
             with pytest.raises(InvalidArgument, match="a command has a name"):
                 await client.call()
-            for arguments in ((None,), (5,), ("$", math.nan), ("$", -1), ("$", "1")):
+            for arguments in ((None,), (5,), ("$", math.nan), ("$", -1), ("$", 10**400), ("$", "1")):
                 wait_s: Any = arguments[1] if len(arguments) > 1 else None
                 with pytest.raises(InvalidArgument):
                     await anext(client.changes(arguments[0], wait_s=wait_s))  # type: ignore[arg-type]

@@ -134,6 +134,9 @@ def test_importing_the_package_imports_no_engine() -> None:
         (["run", "--durability", "sometimes"], ["'sometimes'", "always, everysec, never"]),
         (["run", "--set", "nosuch=1"], ["flag --set", "unknown key 'nosuch'"]),
         (["run", "--set", "port"], ["'port'", "KEY=VALUE"]),
+        (["run", "-p", "1", "--set", "port=2"], ["flag --set: port is given twice, also by flag --port; give it once"]),
+        (["run", "--set", "port=1", "--set", "port=1"], ["flag --set: port is given twice, also by flag --set"]),
+        (["demo", "--seconds", "nan"], ["nan is not a number"]),
         (["config", "--config", "/nonexistent.toml"], ["/nonexistent.toml", "No such file"]),
         (["config", "--config", ""], ["file .: cannot be read: Is a directory"]),
         (["run", "--host", "a..b"], ["flag --host: host = 'a..b' is not allowed; give a host name"]),
@@ -510,6 +513,12 @@ def test_every_exit_status_has_a_meaning_of_its_own() -> None:
     statuses = [value for name, value in vars(exit_codes).items() if name.startswith("EXIT_")]
     assert sorted(statuses) == sorted(exit_codes.MEANINGS)
     assert len(set(statuses)) == len(statuses)
+
+
+def test_too_little_address_space_is_said(node_factory: NodeFactory) -> None:
+    node = node_factory(start=False)
+    node.wrapper = ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh"]
+    fails_to_start(node, exit_codes.EXIT_UNWRITABLE, "base: needs 256 GiB of address space", "ulimit -v")
 
 
 def test_too_few_open_files_are_said(node_factory: NodeFactory) -> None:

@@ -314,6 +314,11 @@ def test_a_secret_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     file.write_bytes(b"\xff")
     with pytest.raises(config.ConfigError, match="not UTF-8"):
         config.load({}, variable, None)
+    file.write_bytes(b"\xef\xbb\xbfsecret\r\n")
+    assert config.load({}, variable, None).settings.replication.client_password == "secret"
+    file.write_bytes(b"\n")  # it would be no password
+    with pytest.raises(config.ConfigError, match="is empty"):
+        config.load({}, variable, None)
     file.unlink()
     with pytest.raises(config.ConfigError, match="cannot be read"):
         config.load({}, variable, None)

@@ -226,3 +226,9 @@ def test_a_look_tells_nothing_until_each_worker_has_answered_the_one_before(
     assert not look(1.0, 0, 1)
     late_s = 0.5
     assert look(0.0, 0, 1)
+
+
+@pytest.mark.parametrize("digits", [1, 20, 400, 5000])
+def test_a_watchdog_of_any_length_is_a_number_or_none(digits: int) -> None:
+    supervisor = Supervisor({"NOTIFY_SOCKET": "/nonexistent", "WATCHDOG_USEC": "9" * digits})
+    assert supervisor.watchdog_s == (int("9" * digits) / 10**6 if digits <= 20 else 0)

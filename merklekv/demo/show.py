@@ -27,6 +27,7 @@ from merklekv.demo.script import SCRIPT, Script
 from merklekv.exit_codes import EXIT_FAILED, EXIT_OK
 from merklekv.harness.process import HarnessError
 from merklekv.keys import QUIT, Keys
+from merklekv.output import is_terminal
 
 TICK_S: Final = 0.1
 DEFAULT_SECONDS: Final = 10.0
@@ -41,7 +42,8 @@ def show(seconds: float | None, broker_kind: str, opens_browser: bool) -> int:
     """Runs the demo. Returns the exit status. Raises HarnessError."""
     console = Console(highlight=False, soft_wrap=True)
     with _asked_to_stop() as stopped:
-        if seconds is None and sys.stdin.isatty() and sys.stdout.isatty() and not console.is_dumb_terminal:
+        has_keys = is_terminal(sys.stdin) and is_terminal(sys.stdout) and not console.is_dumb_terminal
+        if seconds is None and has_keys:
             return _with_keys(broker_kind, stopped, console, opens_browser)
         return _as_script(seconds or DEFAULT_SECONDS, broker_kind, stopped, console)
 

@@ -56,6 +56,14 @@ def no_bytes(part: object) -> TypeError:
     return TypeError(f"keys and values are bytes, not {type(part).__name__}")
 
 
+def require_wait(wait: object) -> None:
+    """Raises TypeError or InvalidArgument unless it is a number of seconds."""
+    if isinstance(wait, bool) or not isinstance(wait, int | float):
+        raise TypeError(f"a wait is a number of seconds, or None, not {type(wait).__name__}")
+    if wait != wait:
+        raise InvalidArgument("a wait of nan s")
+
+
 def require_ttl(ttl: object, allows_none: bool = True) -> None:
     """Raises TypeError or InvalidArgument unless it is a number of seconds, or None."""
     if ttl is None and allows_none:

@@ -35,7 +35,7 @@ from merklekv.errors import (
     NotADataDirectory,
     StorageFailed,
 )
-from merklekv.files import DIRECTORY_MODE, FILE_MODE, replace_file
+from merklekv.files import DIRECTORY_MODE, FILE_MODE, occupy_standard_files, replace_file
 from merklekv.pause import pause
 from merklekv.shortage import shortage_of
 
@@ -78,11 +78,13 @@ class DataDirectory:
         _require_name(path)
         with ExitStack() as on_failure:
             try:
+                occupy_standard_files()
                 path.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
                 self.lock_fd = os.open(path, _OPEN_DIRECTORY)
                 on_failure.callback(os.close, self.lock_fd)
                 _lock(self.lock_fd, path)
                 require_format(path, may_be_new=True)
+                _require_own_files(path)
                 self._make()
                 self._parts = {path: os.fstat(self.lock_fd), self.base: self.base.stat(), self.log: self.log.stat()}
             except OSError as error:
@@ -316,6 +318,26 @@ def _require_kinds(path: Path) -> None:
                     raise Corruption(f"{path / name}: is {found}, not {_KINDS[expected]}; {way_out}")
     except OSError as error:
         raise trouble(error, path) from error
+
+
+def _require_own_files(path: Path) -> None:
+    """Raises DirectoryUnwritable for `shared_files`."""
+    for file in shared_files(path):
+        raise DirectoryUnwritable(
+            f"{file}: has another name, too (a hard link), whose content would change with it; copy the directory "
+            f"(cp -r {path} COPY) and use the copy"
+        )
+
+
+def shared_files(path: Path) -> Iterator[Path]:
+    """Files that are written in place and have another name.
+
+    What has that name, such as a snapshot made by `cp -al`, would change with it, and the lock is of the directory.
+    """
+    base, log_ = base_of(path), path / "log"
+    for file in (base / "data.mdb", base / "lock.mdb", log_ / ".next", *log_.glob("*.log")):
+        if file.exists() and file.stat().st_nlink > 1:
+            yield file
 
 
 def _kind(path: Path, follow_symlinks: bool) -> int | None:

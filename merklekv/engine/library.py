@@ -5,6 +5,7 @@ at once use `update`, a batch, or several threads: they share a sync.  docs/libr
 """
 
 import math
+import os
 import threading
 import time
 from collections.abc import (
@@ -21,8 +22,9 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, overload
+from weakref import WeakSet
 
-from merklekv.engine.batch import Batch, Write, no_bytes, require_bytes, require_pair, require_ttl
+from merklekv.engine.batch import Batch, Write, no_bytes, require_bytes, require_pair, require_ttl, require_wait
 from merklekv.engine.engine import Engine
 from merklekv.engine.feed import Change, Cursor
 from merklekv.engine.format import ENTRY, OP_SET
@@ -32,14 +34,18 @@ from merklekv.engine.options import (
     DEFAULT_MEMTABLE_SIZE,
     CheckpointMode,
     Durability,
+    require_path,
+    require_wall_clock,
 )
 from merklekv.engine.record import EXPIRY_MAX, RECORD_OVERHEAD, Pair
 from merklekv.engine.time_gate import DEFAULT_MAX_DRIFT_S
-from merklekv.errors import DatabaseClosed, Shortage
+from merklekv.errors import DatabaseClosed, DirectoryUnwritable, Shortage
 
 COUNT_WAIT_S: Final = 10.0  # for the number of keys after a start; then they are counted one by one
 DEFAULT_RETAIN_LOG_BYTES: Final = 64 << 20
 _NO_DEFAULT: Final = object()
+_CLOSED: Final = "the database is closed"
+_FORKED: Final = "the database belongs to the process that this one was forked from: open it after the fork"
 
 Result = TypeVar("Result")
 Default = TypeVar("Default")
@@ -77,8 +83,9 @@ def open(
     Raises InvalidArgument, DirectoryLocked, DirectoryUnwritable, NotADataDirectory, FormatTooNew, Corruption,
     StorageFailed, Shortage.
     """
+    require_wall_clock(wall_clock)
     engine = Engine(
-        path,
+        _absolute(require_path(path)),
         durability=durability,
         memtable_size=memtable_size,
         max_value_size=max_value_size,
@@ -100,6 +107,14 @@ def open(
     return database
 
 
+def _absolute(path: Path) -> Path:
+    """The same place, also when the program changes its working directory."""
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise DirectoryUnwritable(f"{path}: the working directory was removed; give an absolute path") from None
+
+
 class ChangeIterator(Iterator[Change]):
     """Changes, see `Database.changes`.
 
@@ -118,12 +133,14 @@ class Database(MutableMapping[bytes, bytes]):
     """An open data directory, made by `open`.  Thread-safe.  A mapping of keys in order.
 
     Keys are 1 to 511 bytes; anything but `bytes` raises TypeError.  After `close` every other call raises
-    DatabaseClosed.  Calls that write raise InvalidArgument, Shortage and StorageFailed.
+    DatabaseClosed, and so does each in a process that was forked from the one that has it open.  Calls that write raise
+    InvalidArgument, Shortage and StorageFailed.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._closed = False
+        self._closed = ""  # why, in words
+        _open_here.add(self)
 
     # -- one key -------------------------------------------------------------------------------------------------------
 
@@ -333,7 +350,9 @@ class Database(MutableMapping[bytes, bytes]):
             after = Cursor.parse(after)
         elif not isinstance(after, Cursor):
             raise TypeError(f"a cursor is a Cursor or its text, not {type(after).__name__}")
-        wait = None if wait is None else min(wait, threading.TIMEOUT_MAX)
+        if wait is not None:
+            require_wait(wait)
+            wait = min(wait, threading.TIMEOUT_MAX)
         self._require_open()
         return ChangeIterator(after, partial(self._changes, prefix, wait))
 
@@ -364,8 +383,20 @@ class Database(MutableMapping[bytes, bytes]):
 
     def close(self) -> None:
         """Syncs and lets the directory go."""
-        self._closed = True
-        self.engine.close()
+        if self._closed != _FORKED:  # else it would cut the log to where it was at the fork
+            self._closed = _CLOSED
+            self.engine.close()
+
+    def leave_to_parent(self) -> None:
+        """In a process that was just forked: leaves log, base and lock to the process that has opened them."""
+        if not self._closed:
+            import ctypes  # takes long, and few programs fork
+
+            self._closed = _FORKED
+            # Never to be freed: at the end of this process LMDB would take the places of its readers, which are the
+            # parent's, from the table of readers that both processes share.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.engine))
+            os.close(self.engine.directory.lock_fd)  # or the directory would stay locked when that one has ended
 
     def __getitem__(self, key: bytes) -> bytes:
         value = self.get(key)
@@ -421,7 +452,7 @@ class Database(MutableMapping[bytes, bytes]):
 
     def _require_open(self) -> None:
         if self._closed:
-            raise DatabaseClosed("the database is closed")
+            raise DatabaseClosed(self._closed)
 
     def _open(self, call: Callable[[], Result]) -> Result:
         """Calls the engine.  One that another thread closes meanwhile fails in ways of its own."""
@@ -501,3 +532,14 @@ class _Values(ValuesView[bytes]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+_open_here: Final[WeakSet[Database]] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for database in list(_open_here):
+        database.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -15,6 +15,7 @@ MIN_MEMTABLE_SIZE: Final = 64 << 10
 MAX_MEMTABLE_SIZE: Final = 4 << 30
 RETAIN_MAX: Final = 1 << 50  # bytes
 RETAIN_MAX_S: Final = 31_536_000  # a year
+TIME_MAX_NS: Final = 1 << 63
 MAX_DRIFT_S: Final = 315_360_000  # ten years: with it, timestamps of today fit into their 63 bits
 
 
@@ -54,6 +55,13 @@ def require_options(
     _require_size("retain_log_bytes", retain_log_bytes, 0, RETAIN_MAX)
     _require_seconds("max_clock_drift_s", max_clock_drift_s, MAX_DRIFT_S)
     _require_seconds("retain_log_seconds", retain_log_seconds, RETAIN_MAX_S)
+
+
+def require_wall_clock(wall_clock: object) -> None:
+    """Raises InvalidArgument unless it returns nanoseconds, as `time.time_ns` does and `time.time` does not."""
+    now = wall_clock() if callable(wall_clock) else None
+    if not isinstance(now, int) or abs(now) >= TIME_MAX_NS:
+        raise _refusal("wall_clock", wall_clock, "a function that returns nanoseconds since 1970, an int")
 
 
 def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -587,3 +587,24 @@ def test_the_files_of_a_running_engine_are_deleted(make_engine: Callable[..., En
     assert engine.get(b"k") == b"w"
     assert engine.metrics().base_bytes > engine.metrics().base_free_bytes
     engines.abandon(engine)
+
+
+@pytest.mark.parametrize("name", ["base/data.mdb", "base/lock.mdb", "log/.next", "segment"])
+def test_a_file_with_another_name_is_refused(tmp_path: Path, name: str) -> None:
+    """As `cp -al` makes them: each of two nodes would change the data of the other."""
+    with engines.engine_in(tmp_path / "data") as engine:
+        engine.set(b"k", b"v")
+        engine.checkpoint_now()
+        engine.set(b"l", b"w")
+        engine.commit()
+        (segment,) = (tmp_path / "data" / "log").glob("*.log")
+    (tmp_path / "data" / "log" / ".next").touch()
+    file = segment if name == "segment" else tmp_path / "data" / name
+    (tmp_path / "other").hardlink_to(file)
+    with pytest.raises(DirectoryUnwritable, match=rf"{file}: has another name, too \(a hard link\)"):
+        engines.open_engine(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    (tmp_path / "other").unlink()
+    for directory in ("data", "copy"):
+        with engines.engine_in(tmp_path / directory) as engine:
+            assert engines.values(engine) == {b"k": b"v", b"l": b"w"}

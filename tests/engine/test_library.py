@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -468,7 +469,21 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
     for name, value in {"retain_log_bytes": -1, "retain_max_bytes": "1", "retain_log_seconds": float("nan")}.items():
         with pytest.raises(InvalidArgument, match=f"{name} = .* is not allowed; give"):
             merklekv.open(tmp_path / "data", **{name: value})  # type: ignore[arg-type]
+    clocks: list[Any] = [time.time, None, 5, lambda: 1 << 63]
+    for clock in clocks:
+        with pytest.raises(InvalidArgument, match=r"wall_clock = .* is not allowed; give a function that returns nano"):
+            merklekv.open(tmp_path / "data", wall_clock=clock)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_wait_that_is_none(tmp_path: Path) -> None:
+    with merklekv.open(tmp_path / "data", checkpoint="manual") as db:
+        with pytest.raises(InvalidArgument, match="nan"):
+            db.changes(wait=float("nan"))
+        wait: Any
+        for wait in ("1", True):
+            with pytest.raises(TypeError, match="a wait is a number of seconds, or None"):
+                db.changes(wait=wait)
 
 
 def test_the_package_shows_what_it_has() -> None:
@@ -511,3 +526,132 @@ def test_mset_takes_pairs_or_a_mapping_and_names_what_is_neither(tmp_path: Path)
 def test_a_ttl_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
     with merklekv.open(tmp_path / "data") as db, pytest.raises(InvalidArgument, match="a ttl of a number s"):
         db.set(b"k", b"v", ttl=10**5000)
+
+
+FORKED = """
+import os, sys
+import merklekv
+db = merklekv.open(sys.argv[1], checkpoint=sys.argv[2])
+db.set(b"before", b"1")
+ask, asked = os.pipe()
+go_on, goes_on = os.pipe()
+child = os.fork()
+if not child:
+    os.read(go_on, 1)
+    for call in (lambda: db.set(b"child", b"1"), lambda: db.get(b"before"), lambda: len(db), lambda: list(db.keys())):
+        try:
+            call()
+        except merklekv.DatabaseClosed as error:
+            os.write(asked, f"{error}\\n".encode())
+    with db if not db._closed else open(os.devnull):
+        pass
+    db.close()
+    sys.exit(0)
+db.set(b"after", b"2" * 1000)
+os.write(goes_on, b".")
+os.close(asked)
+status = os.waitpid(child, 0)[1]
+said = open(ask).read()
+assert (status, said.count("forked from: open it after the fork\\n")) == (0, 4), (status, said)
+db.set(b"last", b"3")
+assert sorted(db) == [b"after", b"before", b"last"]
+if sys.argv[3] == "kill":
+    os.kill(os.getpid(), 9)
+db.close()
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+@pytest.mark.parametrize("checkpoint", ["process", "manual"])
+def test_a_forked_process_leaves_the_database_to_its_parent(tmp_path: Path, checkpoint: str, end: str) -> None:
+    """A close there would cut the log to where it was at the fork."""
+    command = [sys.executable, "-c", FORKED, str(tmp_path / "data"), checkpoint, end]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-9 if end == "kill" else 0, "")
+    with merklekv.open(tmp_path / "data") as db:
+        assert dict(db) == {b"after": b"2" * 1000, b"before": b"1", b"last": b"3"}
+    assert check_directory(tmp_path / "data") == []
+
+
+OUTLIVED = """
+import os, sys, time
+import merklekv
+db = merklekv.open(sys.argv[1])
+child = os.fork()
+if not child:
+    sys.stdin.read()
+    os._exit(0)
+print(child, flush=True)
+if sys.argv[2] == "close":
+    db.close()
+    sys.stdin.read()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "exit"])
+def test_a_forked_process_does_not_keep_the_directory_locked(tmp_path: Path, end: str) -> None:
+    command = [sys.executable, "-c", OUTLIVED, str(tmp_path / "data"), end]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline().strip().isdigit()
+        if end == "exit":
+            assert parent.wait(60) == 0
+            merklekv.open(tmp_path / "data").close()
+        else:
+
+            def is_free() -> bool:
+                try:
+                    merklekv.open(tmp_path / "data").close()
+                except merklekv.DirectoryLocked:
+                    return False
+                return True
+
+            wait_until(is_free, what="the directory to be free")
+
+
+def test_a_program_may_change_its_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with merklekv.open("data", memtable_size=64 << 10) as db:
+        monkeypatch.chdir(tmp_path / "other")
+        for number in range(200):
+            db.set(b"%d" % number, bytes(1000))  # more than a segment
+        assert len(db) == 200
+    assert list((tmp_path / "other").iterdir()) == []
+    with merklekv.open(tmp_path / "data") as db:
+        assert len(db) == 200
+
+
+def test_a_working_directory_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(merklekv.DirectoryUnwritable, match="data: the working directory was removed"):
+        merklekv.open("data")
+    merklekv.open(tmp_path / "data").close()
+
+
+CLOSED = """
+import os, sys
+for fd in map(int, sys.argv[2:]):
+    os.close(fd)
+import merklekv
+with merklekv.open(sys.argv[1]) as db:
+    db.set(b"k", b"v")
+    for fd in map(int, sys.argv[2:]):
+        assert os.readlink(f"/proc/self/fd/{fd}") == "/dev/null", os.readlink(f"/proc/self/fd/{fd}")
+        os.write(fd, b"noise of a library" * 1000)
+    db.set(b"l", b"w")
+"""
+
+
+@pytest.mark.parametrize("closed", [["0"], ["1"], ["2"], ["0", "1", "2"]])
+def test_no_file_of_the_data_takes_the_place_of_a_standard_stream(tmp_path: Path, closed: list[str]) -> None:
+    """What a library prints would go into it."""
+    done = subprocess.run([sys.executable, "-c", CLOSED, str(tmp_path / "data"), *closed], timeout=60, check=False)
+    assert done.returncode == 0
+    assert check_directory(tmp_path / "data") == []
+    with merklekv.open(tmp_path / "data") as db:
+        assert dict(db) == {b"k": b"v", b"l": b"w"}

@@ -255,6 +255,7 @@ def test_nothing_is_overwritten(there: str, name: str, tmp_path: Path) -> None:
         ("backup.tar.gz", signal.SIGINT, exit_codes.EXIT_INTERRUPTED),
         ("backup", signal.SIGTERM, exit_codes.EXIT_TERMINATED),
         ("backup", signal.SIGHUP, exit_codes.EXIT_TERMINATED),
+        ("backup", signal.SIGQUIT, exit_codes.EXIT_TERMINATED),
     ],
 )
 def test_interrupted_it_leaves_nothing(name: str, number: signal.Signals, status: int, tmp_path: Path) -> None:
@@ -317,3 +318,13 @@ def test_within_what_is_backed_up(tmp_path: Path) -> None:
     for place in (data / "backup", data / "log" / "backup.tgz", data / ".." / "data" / "backup"):
         fails(EXIT_USAGE, str(place), f"is within {data}", done=run("backup", data, place))
     assert sorted(os.listdir(data)) == before
+
+
+def test_a_backup_of_another_locale(tmp_path: Path) -> None:
+    filled(tmp_path / "data")
+    (tmp_path / "data" / "node-id").write_bytes("käse\n".encode())
+    words = [sys.executable, "-m", "merklekv_tool", "backup", str(tmp_path / "data"), str(tmp_path / "backup")]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(words, env=os.environ | plain, timeout=TIMEOUT_S, capture_output=True, check=True)
+    assert json.loads((tmp_path / "backup" / "BACKUP").read_bytes())["node_id"] == "käse"
+    assert contents(restored(tmp_path / "backup", tmp_path / "restored")) == contents(tmp_path / "data")

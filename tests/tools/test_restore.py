@@ -107,6 +107,18 @@ def test_where_no_directory_is_yet(backup: Path, tmp_path: Path) -> None:
     assert check_directory(tmp_path / "deep" / "down" / "data") == []
 
 
+def test_into_the_working_directory(backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be another one afterwards, and the process in a directory that is gone."""
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    fails(EXIT_UNWRITABLE, ".: is the working directory", done=run("restore", backup, "."))
+    fails(EXIT_UNWRITABLE, f"{place}: is the working directory", done=run("restore", backup, place))
+    assert list(place.iterdir()) == []
+    succeeds("restore", backup, "data")
+    assert check_directory(place / "data") == []
+
+
 def test_nothing_is_overwritten(backup: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_bytes(b"x")

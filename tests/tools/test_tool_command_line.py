@@ -418,3 +418,76 @@ def test_interrupted_within_an_import(place: str, tmp_path: Path) -> None:
     ignores = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as what runs in the background does
     done = subprocess.run(ignores, cwd=tmp_path, capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (7, b"")
+
+
+def test_a_stdin_that_is_closed(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", *TOOL, "load", "-", str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    fails(EXIT_UNWRITABLE, "the input: cannot read: stdin is closed", done=done)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "cbor"])
+def test_a_stdout_that_is_closed(data: Path, form: str) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *TOOL, "dump", "--format", form, str(data)]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    fails(EXIT_UNWRITABLE, "the output: cannot write: stdout is closed", done=done)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["stats", "--watch", "--interval", "nan"], ["stats", "--watch", "--interval", "inf"], ["bench", "-s", "nan"]],
+)
+def test_a_number_that_is_none(arguments: list[str]) -> None:
+    way_out = f"; 'merklekv-tool {arguments[0]} --help' shows what there is"
+    fails(EXIT_USAGE, arguments[-2], way_out, done=run(*arguments))
+
+
+@pytest.mark.parametrize("arguments", [["--last", "9" * 30], ["--since", f"{'9' * 5000}d"], ["--until", "9" * 5000]])
+def test_a_number_of_many_digits(arguments: list[str], data: Path) -> None:
+    done = run("log", data, *arguments)
+    fails(EXIT_USAGE, done=done)
+    assert len(done.stderr) < 1000
+
+
+def test_a_working_directory_that_was_removed(data: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    command = ["sh", "-c", 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"', str(gone), *TOOL]
+    done = subprocess.run([*command, "backup", str(data), "backup"], capture_output=True, timeout=120, check=False)
+    fails(EXIT_UNWRITABLE, "the working directory was removed", done=done)
+    done = subprocess.run([*command, "verify", str(data)], capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_output_that_is_a_link_is_written_through(data: Path, tmp_path: Path) -> None:
+    """Root would replace /dev/stdout for the whole machine."""
+    link, whole = tmp_path / "stdout", succeeds("dump", data)
+    link.symlink_to("/proc/self/fd/1")
+    assert succeeds("dump", data, "--output", link) == whole
+    assert os.readlink(link) == "/proc/self/fd/1"
+    shown = tmp_path / "shown"
+    with shown.open("wb") as stdout:
+        subprocess.run([*TOOL, "dump", str(data), "--output", str(link)], stdout=stdout, timeout=120, check=True)
+    assert shown.read_bytes() == whole
+    assert link.is_symlink()
+    link.unlink()
+    link.symlink_to(tmp_path / "new")
+    succeeds("dump", data, "--output", link)
+    assert (tmp_path / "new").read_bytes() == whole
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+    assert link.is_symlink()
+
+
+def test_an_output_with_the_longest_name(data: Path, tmp_path: Path) -> None:
+    name = "n" * 255
+    succeeds("dump", data, "--output", tmp_path / name)
+    succeeds("backup", data, tmp_path / f"b{name[1:]}")
+    succeeds("restore", tmp_path / f"b{name[1:]}", tmp_path / f"r{name[1:]}")
+    assert succeeds("dump", tmp_path / f"r{name[1:]}") == (tmp_path / name).read_bytes()
+
+
+def test_a_note_that_stderr_does_not_take_is_lost(data: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [*TOOL, "dump", str(data), "--output", str(tmp_path / "out")]
+        assert subprocess.run(command, stderr=full, timeout=120, check=False).returncode == 0
+    assert (tmp_path / "out").read_bytes() == succeeds("dump", data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -158,3 +159,20 @@ def test_a_node_that_answers_strangely(reply: bytes) -> None:
         node.replies[b"CHANGES"] = reply
         done = run("watch", node.address, "--once")
     fails(exit_codes.EXIT_UNREACHABLE, "answers CHANGES strangely: is it a MerkleKV node?", done=done)
+
+
+def test_a_cursor_file_that_is_no_file(node: NodeProcess, tmp_path: Path) -> None:
+    """Root would replace /dev/null, say, for the whole machine; a pipe would be waited for."""
+    pipe, link, full = tmp_path / "pipe", tmp_path / "link", tmp_path / "full"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for place in (pipe, link, tmp_path):
+        done = run("watch", address(node), "--once", "--cursor-file", place)
+        fails(EXIT_UNWRITABLE, os.path.realpath(place), "no regular file", done=done)
+    assert os.readlink(link) == str(pipe)
+    assert pipe.is_fifo()
+    (tmp_path / "cursor").touch()
+    full.symlink_to(tmp_path / "cursor")
+    succeeds("watch", address(node), "--once", "--cursor-file", full)
+    assert full.is_symlink()
+    assert (tmp_path / "cursor").read_bytes()

@@ -6,7 +6,6 @@ stdout; progress, notes and errors to stderr.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -129,9 +128,19 @@ def _status_of_run(name: str, commands: typer.Typer) -> int:
     except OSError as error:
         if error.filename is not None:  # a path that the user gave, or one below it
             return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}", EXIT_UNWRITABLE)
-        return _fault()
-    except Exception:  # noqa: BLE001 - shown whole; Python would exit with 1, which has another meaning here
-        return _fault()
+        return _shortage_or_fault(error)
+    except Exception as error:  # noqa: BLE001 - shown whole; Python would exit with 1, which has another meaning here
+        return _shortage_or_fault(error)
+
+
+def _shortage_or_fault(error: Exception) -> int:
+    from merklekv.shortage import is_shortage, reason_of
+
+    if is_shortage(error):
+        return _fail(f"cannot go on: {reason_of(error)}", EXIT_UNWRITABLE)
+    if isinstance(error, FileNotFoundError):  # without a name: of `os.getcwd`
+        return _fail("the working directory was removed: go to another one", EXIT_UNWRITABLE)
+    return _fault()
 
 
 def _fault() -> int:
@@ -140,6 +149,5 @@ def _fault() -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    with contextlib.suppress(MerkleKVError, OutputClosed):  # stderr accepts nothing
-        note(message)
+    note(message)
     return status

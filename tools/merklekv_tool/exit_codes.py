@@ -39,7 +39,7 @@ MEANINGS: Final = {
     EXIT_FAULT: "a fault in the tool itself",
     EXIT_INTERRUPTED: "interrupted from the keyboard",
     EXIT_PIPE: exit_codes.MEANINGS[EXIT_PIPE],
-    EXIT_TERMINATED: "ended by SIGTERM, or by SIGHUP from a terminal that closes",
+    EXIT_TERMINATED: "ended by SIGTERM, SIGQUIT or SIGXCPU, or by SIGHUP from a terminal that closes",
 }
 
 _UNKNOWN: Final = re.compile(r"(.*: ERR unknown command[^,]*).*", re.DOTALL)

@@ -35,6 +35,22 @@ def file_error(error: OSError, what: str) -> DiskFull | FileError:
     return (DiskFull if error.errno in NO_ROOM else FileError)(f"{what}: {error.strerror or error}")
 
 
+def is_replaceable(path: Path) -> bool:
+    """Whether a new file may get this name: a regular file has it, or nothing. Raises OSError.
+
+    Anything else is written to, if at all: who may write in /dev would replace /dev/stdout, a link, for everybody.
+    """
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def draft_of(path: Path) -> Path:
+    """Where what will get this name is made; short, because the name itself may be as long as names can be."""
+    return path.with_name(f".merklekv-{os.getpid()}")
+
+
 @contextmanager
 def open_output(name: str) -> Iterator[BinaryIO]:
     """A file to write to. A regular file appears whole and on disk, or not at all, and only its user can read it."""
@@ -50,11 +66,11 @@ def _output(name: str) -> Iterator[BinaryIO]:
             raise FileError("the output: cannot write: stdout is closed")
         with open(sys.stdout.fileno(), "wb", closefd=False) as stream:  # its close writes the rest, or fails
             yield stream
-    elif path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        with path.open("wb") as stream:
+    elif not is_replaceable(path):
+        with open(path, "wb", opener=private) as stream:
             yield stream
     else:
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft = draft_of(path)
         try:
             with open(draft, "wb", opener=private) as file:
                 yield file
@@ -72,6 +88,8 @@ def _output(name: str) -> Iterator[BinaryIO]:
 def open_input(name: str) -> Iterator[tuple[BinaryIO, int]]:
     """A file to read from, and its size, 0 if unknown. Raises FileError."""
     if name == STDIO:
+        if sys.stdin is None:
+            raise FileError("the input: cannot read: stdin is closed")
         yield sys.stdin.buffer, 0
         return
     try:

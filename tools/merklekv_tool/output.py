@@ -6,11 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Final, TextIO
 
-from merklekv.output import printable, printable_json
+from merklekv.errors import MerkleKVError
+from merklekv.output import OutputClosed, is_terminal, printable, printable_json
 from merklekv_tool.files import STDIO, output_errors
 
 _program = "merklekv-tool"
@@ -52,8 +53,9 @@ def speak_as(program: str) -> None:
 
 
 def note(text: str) -> None:
-    """Prints a line that is not part of the result."""
-    _write(printable(f"{_program}: {text}"), sys.stderr)
+    """Prints a line that is not part of the result; one that stderr does not take is lost."""
+    with suppress(MerkleKVError, OutputClosed):
+        _write(printable(f"{_program}: {text}"), sys.stderr)
 
 
 def _write(text: str, file: TextIO | None) -> None:
@@ -64,9 +66,7 @@ def _write(text: str, file: TextIO | None) -> None:
 
 def terminal_width() -> int | None:
     """The columns of the terminal that stdout is; None if it is none."""
-    if sys.stdout is None or not sys.stdout.isatty():
-        return None
-    return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    return os.get_terminal_size(sys.stdout.fileno()).columns or None if is_terminal(sys.stdout) else None
 
 
 def time_text(timestamp_ns: int) -> str:
@@ -92,7 +92,7 @@ def progress(what: str, of_bytes: bool = False, prints: bool = False) -> Iterato
     from rich import progress as bars
 
     console = consoles.Console(stderr=True)
-    hidden = not console.is_terminal or (prints and sys.stdout is not None and sys.stdout.isatty())
+    hidden = not console.is_terminal or (prints and is_terminal(sys.stdout))
     with bars.Progress(
         *bars.Progress.get_default_columns()[:-1],
         bars.DownloadColumn() if of_bytes else bars.MofNCompleteColumn(),

@@ -1,4 +1,4 @@
-"""What ends the tool: SIGTERM, Ctrl-C, and the hangup of a terminal that closes.
+"""What ends the tool: SIGTERM and what asks for the same, Ctrl-C, and the hangup of a terminal that closes.
 
 Each raises an exception in the main thread, wherever that is, so that unfinished files are removed on the way out. Work
 that must not be cut anywhere holds the signal back, and says where it may end.
@@ -39,7 +39,9 @@ _held = _Held()
 def receive_signals() -> None:
     """From here on, end as this module says. Ctrl-C or a hangup that the caller of the tool ignores stays ignored."""
     signal.signal(signal.SIGTERM, _end)
-    for number in (signal.SIGHUP, signal.SIGINT):  # ignored under nohup, and in what a script runs in the background
+    signal.signal(signal.SIGXCPU, _end)
+    # Ignored under nohup, and in what a script runs in the background.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -56,6 +57,11 @@ def translate(error: lmdb.Error, path: Path) -> MerkleKVError:
         return DiskFull(f"{path}: disk full, cannot checkpoint")
     if number in (errno.EACCES, errno.EPERM) or isinstance(error, lmdb.ReadonlyError):
         return no_permission(path.parent)
+    if number == errno.ENOMEM and 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < MAP_SIZE:
+        return Shortage(
+            f"{path}: needs {MAP_SIZE >> 30} GiB of address space, which is no memory: raise the limit (ulimit -v, "
+            "LimitAS)"
+        )
     if number or isinstance(error, SHORTAGES):
         return Shortage(f"{path}: LMDB lacks something: {text}")
     return StorageFailed(f"{path}: LMDB failed: {text}")

@@ -23,7 +23,7 @@ import lmdb
 
 from merklekv.engine.base.environment import DATABASES, open_database
 from merklekv.engine.base.reader import BaseSnapshot
-from merklekv.engine.directory import LEFTOVERS, base_of, locked, require_format
+from merklekv.engine.directory import LEFTOVERS, base_of, locked, require_format, shared_files
 from merklekv.engine.engine import Engine
 from merklekv.engine.format import INNER_NODES
 from merklekv.engine.lmdb_file import is_new, page_damage, shortfall
@@ -107,6 +107,8 @@ def check_directory(
         if facts.known:
             for violation in check_metadata(facts.metadata):
                 report.add(path, violation)
+        for file in shared_files(path):
+            note(f"{file}: has another name, too (a hard link), so a start refuses it: copy the directory")
         for name in LEFTOVERS:
             if (path / name).exists():
                 note(f"{path / name}: left by a compaction that was cut off, a start tidies it up")

@@ -37,8 +37,8 @@ from merklekv.engine.verify.check import check_directory
 from merklekv.errors import Corruption, FormatTooNew, InvalidArgument, MerkleKVError, shown
 from merklekv.node_id import NODE_ID_FILE
 from merklekv.output import counted
-from merklekv_tool.errors import BackupError, Exists
-from merklekv_tool.files import file_error
+from merklekv_tool.errors import BackupError, Exists, FileError
+from merklekv_tool.files import draft_of, file_error
 from merklekv_tool.output import Update
 
 BACKUP_VERSION: Final = 2
@@ -90,7 +90,7 @@ def drafted(target: Path, source: str) -> Iterator[Path]:
     An error in the block does not name it: damage in it is damage of `source`, anything else concerns `target`.
     """
     umask = os.umask(PRIVATE_UMASK)
-    draft = target.absolute().with_name(f".{target.name}.{os.getpid()}")
+    draft = draft_of(target.absolute())
     try:
         try:
             draft.mkdir()  # within the try, or a signal right after it would leave the directory
@@ -119,6 +119,14 @@ def require_absent(target: Path, empty: bool = False) -> None:
         raise Exists(
             f"{target}: is there already, and nothing is ever overwritten: choose another name or move it away"
         )
+
+
+def require_movable(target: Path) -> None:
+    """Raises FileError if a finished directory cannot take the place of this empty one."""
+    if target.is_dir():
+        found = "the working directory" if target.samefile(os.curdir) else "a mount point" if target.is_mount() else ""
+        if found:
+            raise FileError(f"{target}: is {found}, which nothing can take the place of: choose a new directory in it")
 
 
 def complete(draft: Path, update: Update) -> dict[str, Any]:
@@ -155,11 +163,11 @@ def describe(draft: Path, source: str, contained: dict[str, Any]) -> dict[str, A
         MARK: BACKUP_VERSION,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": source,
-        "node_id": node_id.read_text(errors="replace").strip() if node_id.exists() else None,
+        "node_id": node_id.read_bytes().decode(errors="replace").strip() if node_id.exists() else None,
         "software": merklekv.__version__,
         **contained,
     }
-    (draft / DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    (draft / DESCRIPTION).write_bytes(json.dumps(description, indent=2, ensure_ascii=False).encode() + b"\n")
     return description
 
 

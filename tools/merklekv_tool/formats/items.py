@@ -9,6 +9,7 @@ from xxhash import xxh3_128
 
 from merklekv.engine.format import MAX_KEY_SIZE
 from merklekv.engine.record import EXPIRY, EXPIRY_MAX, TOMBSTONE, VERSION_SIZE, digest_of, flags_of, make_record
+from merklekv.errors import shown
 from merklekv_tool.errors import DumpError
 
 DUMP_VERSION: Final = 3
@@ -39,7 +40,7 @@ Item = Head | Pair | End
 def require_dump_version(version: object) -> None:
     """Raises ValueError for a dump of another release."""
     if version != DUMP_VERSION:
-        raise ValueError(f"a dump of version {version!r}: this release reads {DUMP_VERSION}")
+        raise ValueError(f"a dump of version {shown(version)}: this release reads {DUMP_VERSION}")
 
 
 def check_flags(key: bytes, record: bytes) -> bool:

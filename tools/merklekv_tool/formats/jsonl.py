@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 from merklekv.engine.record import digest_of, expiry_of, make_version, show_version, value_of
+from merklekv.errors import shown
 from merklekv.output import printable_json
 from merklekv_tool.formats.items import (
     DUMP_VERSION,
@@ -129,13 +130,13 @@ def _data(fields: dict[str, Any], name: str) -> bytes:
 def _version(text: object) -> bytes:
     match = _VERSION.fullmatch(text) if isinstance(text, str) else None
     if match is None or int(match[1]) >> 64:
-        raise ValueError(f"{text!r} is not a version")
+        raise ValueError(f"{shown(text)} is not a version")
     return make_version(int(match[1]), bytes.fromhex(match[2]))
 
 
 def _hex(text: object) -> bytes:
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is not a digest")
+        raise ValueError(f"{shown(text)} is not a digest")
     return bytes.fromhex(text)
 
 

@@ -32,10 +32,10 @@ def copy_node(node: Node, draft: Path, update: Update) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         (draft / "base").mkdir()
         (draft / "log").mkdir()
-        (draft / "FORMAT").write_text(f"{FORMAT_LINE}{FORMAT_VERSION}\n")
+        (draft / "FORMAT").write_bytes(f"{FORMAT_LINE}{FORMAT_VERSION}\n".encode())
         node_id = node.statistics().get("node_id")
         if node_id:
-            (draft / NODE_ID_FILE).write_text(node_id + "\n")
+            (draft / NODE_ID_FILE).write_bytes(f"{node_id}\n".encode())
         try:
             _copy_node(node, draft, update)
             return

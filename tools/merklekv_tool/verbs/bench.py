@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from merklekv.errors import InvalidArgument
-from merklekv.output import counted
+from merklekv.output import counted, require_number
 from merklekv_tool.arguments import DEFAULT_NODE, AsJson, NodeName
 from merklekv_tool.output import say_result
 
@@ -43,7 +43,16 @@ def bench(
         typer.Option("--pipeline", "-P", metavar="N", min=1, max=PIPELINE_MAX, help="Requests a client sends at once."),
     ] = 1,
     seconds: Annotated[
-        float, typer.Option("--seconds", "-s", metavar="SECONDS", min=0.1, max=SECONDS_MAX, help="How long.")
+        float,
+        typer.Option(
+            "--seconds",
+            "-s",
+            metavar="SECONDS",
+            min=0.1,
+            max=SECONDS_MAX,
+            callback=require_number,
+            help="How long.",
+        ),
     ] = 5.0,
     value_size: Annotated[
         int, typer.Option("--value-size", "-d", metavar="BYTES", min=0, max=VALUE_SIZE_MAX, help="Bytes of a value.")

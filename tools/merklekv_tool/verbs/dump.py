@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from merklekv.errors import InvalidArgument
-from merklekv.output import counted
+from merklekv.output import counted, is_terminal
 from merklekv_tool.arguments import AsJson, Prefix, SourceName
 from merklekv_tool.files import STDIO, open_output
 from merklekv_tool.output import note, progress, say_json
@@ -42,7 +42,7 @@ def dump(
     from merklekv_tool.formats.dump import Writer
     from merklekv_tool.source.open import open_source
 
-    if form == "cbor" and output == STDIO and sys.stdout.isatty():
+    if form == "cbor" and output == STDIO and is_terminal(sys.stdout):
         raise InvalidArgument("CBOR is not for a terminal: give --output FILE, or pipe it somewhere")
     began = time.monotonic()
     with (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
-from merklekv.errors import InvalidArgument
+from merklekv.errors import InvalidArgument, shown
 from merklekv.output import counted, printable
 from merklekv_tool.arguments import DEFAULT_NODE, AsJsonLines, Prefix, SourceName
 from merklekv_tool.output import TIME_WIDTH, note, say, say_json, text_of, time_text
@@ -65,6 +65,7 @@ OPERATIONS: Final = (
 OP_WIDTH: Final = max(map(len, OPERATIONS.values()))
 LOCAL: Final = "local"  # the origin of the node's own writes
 POLL_S: Final = 0.2
+LAST_MAX: Final = 1_000_000_000
 KEY_WIDTH: Final = 32
 SHOWN_VALUE_SIZE: Final = 60
 HEADER: Final = f"{'time':{TIME_WIDTH}}  {'op':{OP_WIDTH}}  {'origin':16}  {'key':{KEY_WIDTH}}  value"
@@ -121,7 +122,9 @@ def log(
         str, typer.Option("--since", metavar="TIME", help="As 15m (s, m, h, d ago) or 2026-01-31T08:00.")
     ] = "",
     until: Annotated[str, typer.Option("--until", metavar="TIME", help="Likewise.")] = "",
-    last: Annotated[int, typer.Option("--last", min=0, metavar="N", help="Only the last N of them; 0 for all.")] = 0,
+    last: Annotated[
+        int, typer.Option("--last", min=0, max=LAST_MAX, metavar="N", help="Only the last N of them; 0 for all.")
+    ] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     values: Annotated[bool, typer.Option("--values", help="Values too, not only their sizes.")] = False,
     as_json: AsJsonLines = False,
@@ -152,13 +155,12 @@ def log(
 
 def nanoseconds(text: str, now_ns: int) -> int:
     """A time, absolute or as a duration ago. Without a zone it is in this machine's. Raises InvalidArgument."""
-    ago = _AGO.fullmatch(text.strip())
-    if ago:
-        return now_ns - int(ago[1]) * _SECONDS[ago[2]] * 10**9
     try:
+        if ago := _AGO.fullmatch(text.strip()):
+            return now_ns - int(ago[1]) * _SECONDS[ago[2]] * 10**9
         return int(datetime.fromisoformat(text.strip()).timestamp() * 10**6) * 1000
     except (ValueError, OverflowError) as error:
-        raise InvalidArgument(f"{text}: not a time: give 15m (or s, h, d) ago, or 2026-01-31T08:00") from error
+        raise InvalidArgument(f"{shown(text)}: not a time: give 15m (or s, h, d) ago, or 2026-01-31T08:00") from error
 
 
 def _read(source: LogSource, selected: Filter, last: int, follow: bool, printer: Printer) -> None:

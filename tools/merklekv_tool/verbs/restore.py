@@ -48,6 +48,7 @@ def restore(
     began = time.monotonic()
     with backups.path_errors(directory):
         backups.require_absent(target, empty=True)
+        backups.require_movable(target)
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with backups.drafted(target, backup) as draft:
             with progress(f"copy {source.name}", of_bytes=True) as update:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from merklekv.errors import InvalidArgument
-from merklekv.output import printable
+from merklekv.output import is_terminal, printable, require_number
 from merklekv_tool.arguments import DEFAULT_NODE, AsJson, NodeName
 from merklekv_tool.output import say, say_json, say_result, terminal_width
 
@@ -37,6 +37,7 @@ The first word is a node if it is PORT, HOST:PORT, an IPv4 address or localhost;
 ends a watch, with exit status 0.
 """
 INTERVAL_MIN_S: Final = 0.1
+INTERVAL_MAX_S: Final = 86_400
 
 
 class Sample(NamedTuple):
@@ -53,7 +54,15 @@ def stats(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again.")] = False,
     interval: Annotated[
-        float, typer.Option("--interval", min=INTERVAL_MIN_S, metavar="SECONDS", help="Between two looks of a watch.")
+        float,
+        typer.Option(
+            "--interval",
+            min=INTERVAL_MIN_S,
+            max=INTERVAL_MAX_S,
+            callback=require_number,
+            metavar="SECONDS",
+            help="Between two looks of a watch.",
+        ),
     ] = 1.0,
     count: Annotated[
         int, typer.Option("--count", min=0, metavar="N", help="End a watch after N looks; 0 for never.")
@@ -143,7 +152,7 @@ def _sleep(seconds: float) -> bool:
 @contextmanager
 def _quit_key() -> Iterator[Callable[[float], bool]]:
     """A function that waits so long, and returns whether q was pressed meanwhile."""
-    if sys.stdin is None or not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         yield _sleep
         return
     from merklekv.keys import QUIT, Keys

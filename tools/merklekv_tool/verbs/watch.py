@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from merklekv_tool.arguments import DEFAULT_NODE, AsJsonLines, NodeName, Prefix
+from merklekv_tool.errors import FileError
+from merklekv_tool.files import is_replaceable, output_errors
 from merklekv_tool.output import note, say, say_json, time_text
 from merklekv_tool.verbs.log import HEADER, row
 
@@ -53,6 +55,10 @@ def watch(
     as_json: AsJsonLines = False,
 ) -> None:
     """Follow the changes of a running node."""
+    if cursor_file is not None:
+        cursor_file = Path(os.path.realpath(cursor_file))
+        if not is_replaceable(cursor_file):  # /dev/null would become a file
+            raise FileError(f"{cursor_file}: no regular file: give another one to keep the cursor in")
     stored = _read_cursor(cursor_file) if cursor_file is not None else None
     watcher = Watcher(os.fsencode(begin) if stored is None else stored, os.fsencode(prefix), values, as_json)
     watcher.keeps_cursor_in = cursor_file
@@ -118,7 +124,8 @@ class Watcher:
 
         is_new, self.cursor = cursor != self.cursor, cursor
         if is_new and self.keeps_cursor_in is not None:
-            replace_file(self.keeps_cursor_in, cursor + b"\n", durable=False)
+            with output_errors(str(self.keeps_cursor_in)):
+                replace_file(self.keeps_cursor_in, cursor + b"\n", durable=False)
 
     def _print(self, changes: list[NodeChange], cursor: bytes) -> None:
         for change in changes:
