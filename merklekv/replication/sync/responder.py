@@ -50,7 +50,7 @@ ITSELF: Final = "itself"
 SLICE_INNER: Final = 32
 SLICE_BUCKETS: Final = 64
 SLICE_PRINTS: Final = 8192
-BUCKET_PRINTS_MAX: Final = 1 << 16  # as if it held four billion records in all
+BUCKET_PRINTS_MAX: Final = 1 << 18  # as if all held seventeen billion records
 SLICE_READS: Final = 1000
 
 T = TypeVar("T")
