@@ -79,11 +79,13 @@ class Client:
 
     def require_answer(self) -> None:
         """Returns once the node has answered a PING. For a process that hangs the kernel still takes requests, and a
-        long command would not show that for a long time. Raises NoAnswer after ANSWER_TIMEOUT_S."""
+        long command would not show that for a long time. Raises NoAnswer after ANSWER_TIMEOUT_S, and NodeError: a node
+        that takes no more clients says so and closes."""
         timeout_s, self._timeout_s = self._timeout_s, min(self._timeout_s, ANSWER_TIMEOUT_S)
-        with contextlib.suppress(NodeError):  # of another server: the next command shows what it is
+        try:
             self.call(b"PING")
-        self._timeout_s = timeout_s
+        finally:
+            self._timeout_s = timeout_s
 
     def send(self, requests: Iterable[Sequence[bytes]]) -> None:
         """Sends commands without waiting; `receive` then gives their replies in order."""

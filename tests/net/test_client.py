@@ -260,6 +260,13 @@ def test_a_node_that_hangs_is_found_out_before_a_long_command(peer: Peer, monkey
     monkeypatch.setattr(client_module, "ANSWER_TIMEOUT_S", 0.05)
     with Client(*peer([]), timeout_s=3600) as client, pytest.raises(NoAnswer, match=r"no whole answer within 0\.05 s"):
         client.require_answer()
-    with Client(*peer([b"-ERR unknown command\r\n"]), timeout_s=3600) as client:
+    with Client(*peer([b"+PONG\r\n"]), timeout_s=3600) as client:
         client.require_answer()
         assert client._timeout_s == 3600
+
+
+def test_a_node_that_takes_no_more_clients_says_so(peer: Peer) -> None:
+    with Client(*peer([b"-ERR max number of clients reached\r\n"])) as client:
+        with pytest.raises(NodeError, match=r"127\.0\.0\.1:\d+: ERR max number of clients reached"):
+            client.require_answer()
+        assert client._timeout_s == client_module.REPLY_TIMEOUT_S

@@ -19,6 +19,7 @@ from fixtures.node import NodeFactory, NodeProcess
 from fixtures.support import wait_until
 from fixtures.tools import TIMEOUT_S, address, contents, fails, fill, filled, opened, root_of, run, succeeds
 from merklekv_tool import exit_codes
+from merklekv_tool.formats import backup as backups
 
 from merklekv.engine.format import OP_SET
 from merklekv.engine.verify.check import check_directory
@@ -268,6 +269,20 @@ def test_interrupted_it_leaves_nothing(name: str, number: signal.Signals, status
         process.send_signal(number)
         assert process.wait(TIMEOUT_S) == status
     assert os.listdir(tmp_path) == ["data"]
+
+
+def test_two_backups_in_one_directory_have_a_draft_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers may have processes of one number."""
+    target = tmp_path / "backup"
+    with backups.drafted(target, "data") as first:
+        with backups.drafted(target, "data") as second:
+            assert {first.name, second.name} == {*left_behind(tmp_path)}
+        assert left_behind(tmp_path) == [first.name]
+        monkeypatch.setattr(backups, "draft_of", lambda path: first)
+        with pytest.raises(FileExistsError), backups.drafted(target, "data"):
+            pass
+        assert left_behind(tmp_path) == [first.name]
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", DESTINATIONS[:2])

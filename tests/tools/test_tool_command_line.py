@@ -16,8 +16,9 @@ import pytest
 from fixtures.node import NodeFactory
 from fixtures.support import wait_until
 from fixtures.tools import TOOL, FakeNode, address, fails, filled, opened, run, run_several, succeeds
-from merklekv_tool import exit_codes
+from merklekv_tool import exit_codes, files
 from merklekv_tool.cli import app
+from merklekv_tool.errors import FileError
 from merklekv_tool.source.open import address_of, node_address
 
 from merklekv.errors import InvalidArgument
@@ -344,6 +345,14 @@ def test_a_server_without_these_commands(verb: str, dump: Path) -> None:
     assert b"beginning with" not in done.stderr
 
 
+def test_a_node_that_takes_no_more_clients() -> None:
+    refusal = b"-ERR max number of clients reached\r\n"
+    for verb in ("stats", "verify", "dump", "bench", "health"):
+        with FakeNode(greeting=refusal) as node:
+            node.closes_at = b"PING"
+            fails(exit_codes.EXIT_NODE, node.address, "max number of clients reached", done=run(verb, node.address))
+
+
 def test_a_node_that_goes_away(data: Path, node_factory: NodeFactory) -> None:
     with FakeNode() as node:
         node.closes_at = b"RECORDS"
@@ -405,7 +414,7 @@ def test_interrupted_from_the_keyboard(data: Path, tmp_path: Path) -> None:
             node.go_on.set()
     assert process.returncode == exit_codes.EXIT_INTERRUPTED
     assert b"Traceback" not in said
-    assert list(tmp_path.glob("*out*")) == []
+    assert os.listdir(tmp_path) == ["data"]
 
 
 @pytest.mark.parametrize("place", ["merklekv_tool.load_generator.run", "typer.main.get_command"])
@@ -476,6 +485,48 @@ def test_an_output_that_is_a_link_is_written_through(data: Path, tmp_path: Path)
     assert (tmp_path / "new").read_bytes() == whole
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
     assert link.is_symlink()
+
+
+def test_a_file_behind_a_link_is_replaced_whole(data: Path, tmp_path: Path) -> None:
+    link, file = tmp_path / "link", tmp_path / "elsewhere" / "file"
+    file.parent.mkdir()
+    file.write_bytes(b"the one before")
+    file.chmod(0o644)
+    link.symlink_to(file)
+    with FakeNode() as node:
+        node.closes_at = b"RECORDS"
+        assert run("dump", node.address, "--output", link).returncode == exit_codes.EXIT_UNREACHABLE
+    assert file.read_bytes() == b"the one before"
+    succeeds("dump", data, "--output", link)
+    assert file.read_bytes() == succeeds("dump", data)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert link.is_symlink()
+    assert os.listdir(file.parent) == ["file"]
+
+
+def test_a_file_that_is_open_and_has_no_name_any_more_is_written(data: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    with shown.open("w+b") as stdout:
+        shown.unlink()
+        subprocess.run([*TOOL, "dump", str(data), "-o", "/dev/stdout"], stdout=stdout, timeout=120, check=True)
+        assert stdout.read() == succeeds("dump", data)
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_two_outputs_of_one_name_have_a_draft_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers may have processes of one number."""
+    name = str(tmp_path / "out")
+    with files.open_output(name) as first, files.open_output(name) as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert Path(name).read_bytes() == b"first"
+    monkeypatch.setattr(files, "draft_of", lambda path: tmp_path / "draft")
+    with files.open_output(name) as first:
+        first.write(b"again")
+        with pytest.raises(FileError, match="File exists"), files.open_output(name):
+            pass
+    assert Path(name).read_bytes() == b"again"
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_an_output_with_the_longest_name(data: Path, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_cursor_file_that_is_no_file(node: NodeProcess, tmp_path: Path) -> Non
     link.symlink_to(pipe)
     for place in (pipe, link, tmp_path):
         done = run("watch", address(node), "--once", "--cursor-file", place)
-        fails(EXIT_UNWRITABLE, os.path.realpath(place), "no regular file", done=done)
+        fails(EXIT_UNWRITABLE, str(place), "no regular file", done=done)
     assert os.readlink(link) == str(pipe)
     assert pipe.is_fifo()
     (tmp_path / "cursor").touch()

@@ -35,20 +35,25 @@ def file_error(error: OSError, what: str) -> DiskFull | FileError:
     return (DiskFull if error.errno in NO_ROOM else FileError)(f"{what}: {error.strerror or error}")
 
 
-def is_replaceable(path: Path) -> bool:
-    """Whether a new file may get this name: a regular file has it, or nothing. Raises OSError.
+def replaceable(name: str | Path) -> Path | None:
+    """The regular file that this name leads to, or where there would be one; None for anything else. Raises OSError.
 
-    Anything else is written to, if at all: who may write in /dev would replace /dev/stdout, a link, for everybody.
+    Only that may be replaced: who may write in /dev would replace /dev/stdout, a link, for everybody.
     """
+    path = Path(os.path.realpath(name))
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
+        status = os.stat(name)  # of what is open, if the name is that of a descriptor: then there may be no such path
+        return path if stat.S_ISREG(status.st_mode) and os.path.samestat(status, path.stat()) else None
     except FileNotFoundError:
-        return True
+        return None if os.path.exists(name) else path
 
 
 def draft_of(path: Path) -> Path:
-    """Where what will get this name is made; short, because the name itself may be as long as names can be."""
-    return path.with_name(f".merklekv-{os.getpid()}")
+    """Where what will get this name is made; short, because the name itself may be as long as names can be.
+
+    Each call gives another one: two containers may have processes of one number.
+    """
+    return path.with_name(f".merklekv-{os.getpid()}-{os.urandom(6).hex()}")
 
 
 @contextmanager
@@ -60,27 +65,39 @@ def open_output(name: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _output(name: str) -> Iterator[BinaryIO]:
-    path = Path(name)
     if name == STDIO:
         if sys.stdout is None:
             raise FileError("the output: cannot write: stdout is closed")
         with open(sys.stdout.fileno(), "wb", closefd=False) as stream:  # its close writes the rest, or fails
             yield stream
-    elif not is_replaceable(path):
-        with open(path, "wb", opener=private) as stream:
+    elif (path := replaceable(name)) is None:
+        with open(name, "wb", opener=private) as stream:
             yield stream
     else:
-        draft = draft_of(path)
-        try:
-            with open(draft, "wb", opener=private) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+        with _drafted(path) as (draft, file):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
             draft.replace(path)
-            from merklekv.engine.log.segment import sync_directory  # here: its modules take long to import
+        from merklekv.engine.log.segment import sync_directory  # here: its modules take long to import
 
-            sync_directory(path.absolute().parent)
-        finally:
+        sync_directory(path.parent)
+
+
+@contextmanager
+def _drafted(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file beside `path`, which is removed when the block ends unless it got another name."""
+    draft, is_ours = draft_of(path), True
+    try:
+        try:
+            file = open(draft, "xb", opener=private)  # noqa: SIM115 - within the try, or a signal could leave it behind
+        except OSError:
+            is_ours = False
+            raise
+        with file:
+            yield draft, file
+    finally:
+        if is_ours:
             draft.unlink(missing_ok=True)
 
 

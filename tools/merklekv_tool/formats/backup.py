@@ -90,11 +90,12 @@ def drafted(target: Path, source: str) -> Iterator[Path]:
     An error in the block does not name it: damage in it is damage of `source`, anything else concerns `target`.
     """
     umask = os.umask(PRIVATE_UMASK)
-    draft = draft_of(target.absolute())
+    draft, is_ours = draft_of(target.absolute()), True
     try:
         try:
             draft.mkdir()  # within the try, or a signal right after it would leave the directory
         except OSError as error:
+            is_ours = False
             error.filename = str(target)  # the name that the user gave
             raise
         yield draft
@@ -108,7 +109,8 @@ def drafted(target: Path, source: str) -> Iterator[Path]:
         raise
     finally:
         os.umask(umask)
-        shutil.rmtree(draft, ignore_errors=True)
+        if is_ours:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def require_absent(target: Path, empty: bool = False) -> None:

@@ -15,7 +15,7 @@ import typer
 
 from merklekv_tool.arguments import DEFAULT_NODE, AsJsonLines, NodeName, Prefix
 from merklekv_tool.errors import FileError
-from merklekv_tool.files import is_replaceable, output_errors
+from merklekv_tool.files import output_errors, replaceable
 from merklekv_tool.output import note, say, say_json, time_text
 from merklekv_tool.verbs.log import HEADER, row
 
@@ -56,9 +56,10 @@ def watch(
 ) -> None:
     """Follow the changes of a running node."""
     if cursor_file is not None:
-        cursor_file = Path(os.path.realpath(cursor_file))
-        if not is_replaceable(cursor_file):  # /dev/null would become a file
+        place = replaceable(cursor_file)
+        if place is None:  # /dev/null would become a file
             raise FileError(f"{cursor_file}: no regular file: give another one to keep the cursor in")
+        cursor_file = place
     stored = _read_cursor(cursor_file) if cursor_file is not None else None
     watcher = Watcher(os.fsencode(begin) if stored is None else stored, os.fsencode(prefix), values, as_json)
     watcher.keeps_cursor_in = cursor_file
@@ -108,7 +109,7 @@ class Watcher:
             self._wait_for(name)
 
     def _wait_for(self, name: str) -> None:
-        from merklekv.net.client import Unreachable
+        from merklekv.net.client import NodeError, Unreachable
         from merklekv_tool.source.open import open_node
 
         while True:
@@ -116,7 +117,7 @@ class Watcher:
             try:
                 open_node(name).__exit__(None, None, None)
                 return
-            except Unreachable:
+            except (Unreachable, NodeError):  # others may have come first, and it takes no more clients
                 continue
 
     def _advance(self, cursor: bytes) -> None:
