@@ -396,7 +396,10 @@ class Database(MutableMapping[bytes, bytes]):
             # Never to be freed: at the end of this process LMDB would take the places of its readers, which are the
             # parent's, from the table of readers that both processes share.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.engine))
-            os.close(self.engine.directory.lock_fd)  # or the directory would stay locked when that one has ended
+            # Or the directory would stay locked when that one has ended.
+            os.close(self.engine.directory.lock_fd)
+            if (child := self.engine.checkpointer.child) is not None:
+                child.leave_to_parent()
 
     def __getitem__(self, key: bytes) -> bytes:
         value = self.get(key)

@@ -565,7 +565,16 @@ db.close()
 @pytest.mark.parametrize("checkpoint", ["process", "manual"])
 def test_a_forked_process_leaves_the_database_to_its_parent(tmp_path: Path, checkpoint: str, end: str) -> None:
     """A close there would cut the log to where it was at the fork."""
-    command = [sys.executable, "-c", FORKED, str(tmp_path / "data"), checkpoint, end]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        FORKED,
+        str(tmp_path / "data"),
+        checkpoint,
+        end,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (-9 if end == "kill" else 0, "")
     with merklekv.open(tmp_path / "data") as db:
@@ -574,9 +583,11 @@ def test_a_forked_process_leaves_the_database_to_its_parent(tmp_path: Path, chec
 
 
 OUTLIVED = """
-import os, sys, time
+import os, sys
 import merklekv
-db = merklekv.open(sys.argv[1])
+db = merklekv.open(sys.argv[1], memtable_size=64 << 10)
+while not db.engine.metrics().checkpoints:
+    db.set(b"k", bytes(10_000))
 child = os.fork()
 if not child:
     sys.stdin.read()

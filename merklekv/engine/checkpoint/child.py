@@ -313,6 +313,15 @@ class CheckpointProcess:
                 with suppress(BrokenPipeError):  # the child died before it read the job
                     pipe.close()
 
+    def leave_to_parent(self) -> None:
+        """In a process that was just forked: closes its copies of the pipes, or the child would outlive the parent.
+
+        It flushes nothing, and takes no lock: another thread of the parent may have had it.
+        """
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr) if self._process else ():
+            if pipe is not None and not pipe.closed:
+                os.close(pipe.fileno())
+
     def _running(self) -> "subprocess.Popen[str]":
         with self._guard:
             if self._stopped:
