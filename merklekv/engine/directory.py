@@ -324,8 +324,8 @@ def _require_own_files(path: Path) -> None:
     """Raises DirectoryUnwritable for `shared_files`."""
     for file in shared_files(path):
         raise DirectoryUnwritable(
-            f"{file}: has another name, too (a hard link), whose content would change with it; copy the directory "
-            f"(cp -r {path} COPY) and use the copy"
+            f"{file}: has another name, too (a hard link), whose content would change with it; remove that one "
+            f"(find / -samefile {file}), or copy the directory (cp -r {path} COPY) and use the copy"
         )
 
 

@@ -108,7 +108,9 @@ def check_directory(
             for violation in check_metadata(facts.metadata):
                 report.add(path, violation)
         for file in shared_files(path):
-            note(f"{file}: has another name, too (a hard link), so a start refuses it: copy the directory")
+            note(
+                f"{file}: has another name, too (a hard link), so a start refuses it: remove one, or copy the directory"
+            )
         for name in LEFTOVERS:
             if (path / name).exists():
                 note(f"{path / name}: left by a compaction that was cut off, a start tidies it up")
