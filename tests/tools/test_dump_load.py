@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +28,7 @@ from fixtures.tools import (
     run,
     succeeds,
 )
-from merklekv_tool.exit_codes import EXIT_PIPE, EXIT_REFUSED
+from merklekv_tool.exit_codes import EXIT_DUMP, EXIT_PIPE, EXIT_REFUSED
 from merklekv_tool.source.source import PAGE_RECORDS
 
 from merklekv.engine.format import OP_SET
@@ -310,6 +314,23 @@ def test_loading_into_a_full_directory(source: Path, tmp_path: Path) -> None:
 def test_a_dump_that_cannot_be_read(tmp_path: Path) -> None:
     fails(EXIT_UNWRITABLE, "missing", "No such file", done=run("load", tmp_path / "missing", tmp_path / "target"))
     fails(EXIT_UNWRITABLE, "Is a directory", done=run("load", tmp_path, tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("packer", "program"),
+    [
+        (gzip.compress, "gunzip"),
+        (bz2.compress, "bunzip2"),
+        (lzma.compress, "unxz"),
+        (b"\x28\xb5\x2f\xfd".__add__, "unzstd"),
+    ],
+)
+def test_a_dump_that_is_compressed(packer: Callable[[bytes], bytes], program: str, tmp_path: Path) -> None:
+    packed = tmp_path / "dump"
+    packed.write_bytes(packer(b"{}"))
+    said = f"{packed}: compressed: unpack it first: {program} < FILE | merklekv load - TARGET"
+    fails(EXIT_DUMP, said, done=run("load", packed, tmp_path / "target"))
     assert not (tmp_path / "target").exists()
 
 

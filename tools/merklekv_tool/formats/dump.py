@@ -29,6 +29,12 @@ from merklekv_tool.formats.jsonl import JsonLines
 
 FormatName = Literal["jsonl", "cbor"]
 FORMATS: Final[dict[FormatName, JsonLines | Cbor]] = {"jsonl": JsonLines(), "cbor": Cbor()}
+COMPRESSED: Final = {  # how a file begins that one of these programs unpacks
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ\0": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
 
 
 class Writer:
@@ -68,10 +74,13 @@ class Reader:
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._name = name
-        first = file.peek(1)[:1]  # type: ignore[attr-defined]  # every binary reader that open() returns has it
-        if not first:
+        start = file.peek(1)  # type: ignore[attr-defined]  # every binary reader that open() returns has it
+        if not start:
             raise DumpError(f"{name}: empty, not a dump")
-        self._items = FORMATS["jsonl" if first == b"{" else "cbor"].read(file)
+        for mark, program in COMPRESSED.items():
+            if start.startswith(mark):
+                raise DumpError(f"{name}: compressed: unpack it first: {program} < FILE | merklekv load - TARGET")
+        self._items = FORMATS["jsonl" if start.startswith(b"{") else "cbor"].read(file)
         try:
             self._where, head = self._next()
         except DumpError as error:
