@@ -245,6 +245,23 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(members) == 2
 
 
+def test_at_a_limit_nothing_of_a_table_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "MEMBERS_MAX", 3)
+    monkeypatch.setattr(members_module, "REMOVED_MAX", 1)
+    members = new("a")
+    members.record_contact("b", store_id(1))
+    members.record_contact("c", store_id(1))
+    before = members.encode()
+    too_many = table("d", rows={who("e"): MemberRow(5, 5)}, removed={who("b"): 0})
+    too_many_removed = table("c", removed={who("b"): 0, who("f"): 0})
+    for told in (too_many, too_many_removed):
+        with pytest.raises(TooManyMembers):
+            members.add_members_of(told)
+        assert members.encode() == before
+    members.add_members_of(table("d", removed={who("b"): 0}))
+    assert [one.node for one, _ in members] == ["c", "d"], "one goes, so there is room for another"
+
+
 def test_nodes_that_only_announce_themselves_take_a_part_of_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members_module, "UNMET_MAX", 2)
     members = new("a")

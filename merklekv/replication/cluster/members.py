@@ -53,7 +53,7 @@ callers hold the engine's lock.  Cost: microseconds for tens of members.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
@@ -474,7 +474,7 @@ class Members(MemberMaps):
         is_known = who in self._others if store_id else bool(known)
         added = not is_known and not self.is_removed(node, store_id) and node != self.identity.node
         if added:
-            if not has_written and not self._unmet_room():
+            if not has_written and not self._unmet_room(self._others):
                 raise TooManyMembers(f"{UNMET_MAX} members have not exchanged yet: it becomes one when it does")
             self._add({who})
         for other in [who] if store_id else known or [who]:
@@ -505,11 +505,15 @@ class Members(MemberMaps):
 
         `merge_table` takes over what was applied.  Raises TooManyMembers.
         """
-        self._remove(peer.removed.keys())
+        gone = peer.removed.keys() - self.removed.keys() - {self.identity}
+        rest = self._everyone(set(), gone)
         reports = {who: row.report for who, row in peer.rows.items()} | {peer.identity: peer.report}
-        new = reports.keys() - self._others.keys() - self.removed.keys() - {self.identity}
+        new = reports.keys() - rest - self.removed.keys() - gone - {self.identity}
         unmet = sorted(who for who in new if peer.rows.get(who) == NO_ROW)
-        self._add(new - {*unmet[self._unmet_room() :]})
+        new -= {*unmet[self._unmet_room(rest) :]}
+        self._everyone(new, gone)  # first: where there is no room for those, the others stay
+        self._remove(gone)
+        self._add(new)
         for who, report in reports.items():
             if (member := self._others.get(who)) is not None:
                 member.report = max(member.report, report)
@@ -586,17 +590,24 @@ class Members(MemberMaps):
                 for who in described.keys() - known:
                     del described[who]
 
-    def _unmet_room(self) -> int:
-        """How many more members there may be without an exchange."""
-        return max(0, UNMET_MAX - sum(not member.applied_through for member in self._others.values()))
+    def _unmet_room(self, others: Iterable[Identity]) -> int:
+        """How many more members there may be without an exchange, beside these."""
+        return max(0, UNMET_MAX - sum(not self._others[who].applied_through for who in others))
 
-    def _add(self, new: set[Identity]) -> None:
-        """Add members.  One without a store id gives way to one of the same node that has one, or had when removed."""
-        everyone = self._others.keys() | new
-        named = {who.node for who in everyone | self.removed.keys() if who.store_id} | {self.identity.node}
+    def _everyone(self, new: Set[Identity], gone: Set[Identity] = frozenset()) -> set[Identity]:
+        """All others, once these are added and those removed.  Raises TooManyMembers.
+
+        One without a store id gives way to one of the same node that has one, or had when removed.
+        """
+        everyone = (self._others.keys() | new) - gone
+        named = {who.node for who in everyone | self.removed.keys() | gone if who.store_id} | {self.identity.node}
         everyone = {who for who in everyone if who.store_id or who.node not in named}
         if len(everyone) >= MEMBERS_MAX:
             raise TooManyMembers(f"more than {MEMBERS_MAX} members: forget those that are gone")
+        return everyone
+
+    def _add(self, new: Set[Identity]) -> None:
+        everyone = self._everyone(new)
         self._others = {who: self._others.get(who) or Member() for who in everyone}
         store_ids = {who.store_id for who in everyone if who.store_id}
         self.unreadable = {name: row for name, row in self.unreadable.items() if row.store_id not in store_ids}
