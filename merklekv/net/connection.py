@@ -263,20 +263,23 @@ class Connection(Session):
         self.unsent_bytes += len(data)
         self.needs_attention = True
 
-    def keep_replies(self) -> int:
-        """Keeps the replies of this tick one by one, to be sent soon. Returns their size.
+    def send_apart(self) -> int:
+        """Sends the replies of this tick one by one, and keeps what the socket does not take. Returns their size.
 
-        Joined they would be a copy, where the messages among them are one for all their receivers.
+        Joined they would be a copy, where the messages among them are one for all their receivers. Raises OSError.
         """
         size = sum(map(len, self.replies))
+        goes_on = not self.unsent_bytes
         for reply in self.replies:
             self.keep(reply)
         self.replies.clear()
         self.pushed_bytes = 0
+        while goes_on and self.unsent:
+            goes_on = self.send_unsent()
         return size
 
-    def send_unsent(self) -> None:
-        """Sends of it what the socket takes. Raises OSError.
+    def send_unsent(self) -> bool:
+        """Sends a piece of it; whether the socket took it whole. Raises OSError.
 
         Small pieces are joined, and each byte only a few times, however much is left.
         """
@@ -297,6 +300,7 @@ class Connection(Session):
             if sent < len(data):
                 unsent.appendleft(_let_go(memoryview(data)[sent:]))
             self.unsent_bytes -= sent
+        return sent == len(data)
 
     # -- what comes next ---------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class Executor:
         self.parts = Parts(context.engine.log)
         self._apart: list[Connection] = []
         self._pushed = 0  # what the messages that wait take: each once, however many receive it
-        self._last_pushed: Push | None = None
+        self._last_pushed: dict[int, Push] = {}  # by the protocol of its receivers
         self._context = context
         self._commit_log = context.engine.log
         self._lock = context.engine.lock
@@ -60,14 +60,14 @@ class Executor:
         """The connections to send to and to look at."""
         answered, self.answered = self.answered, []
         self.output = 0
-        self._pushed, self._last_pushed = 0, None
+        self._pushed, self._last_pushed = 0, {}
         self.parts.start_over()
         return answered
 
     def take_apart(self) -> list[Connection]:
-        """Those of them whose replies are too many messages to be joined."""
+        """Those of them whose replies are too large to be joined. A single one need not be."""
         apart, self._apart = self._apart, []
-        return apart
+        return [connection for connection in apart if len(connection.replies) > 1]
 
     def run(self, connection: Connection, requests: list[Request], until: float = 0.0) -> None:
         """Runs requests of one connection in their order. Pauses it at one that has to wait, and after PIPELINE_S.
@@ -198,18 +198,22 @@ class Executor:
         A command may push any number of times before anything can be sent, so what a connection cannot be expected to
         read is dropped, and the worker closes it.
         """
+        if connection.has_missed:
+            return
         if not connection.replies:
             self.answered.append(connection)
-        before = connection.pushed_bytes
-        connection.pushed_bytes = size = before + len(data)
-        self._pushed += limits.PUSH_ROOM_BYTES if data is self._last_pushed else limits.PUSH_ROOM_BYTES + len(data)
-        self._last_pushed = data
+        before, protocol = connection.pushed_bytes, connection.protocol
+        size = before + len(data)
+        is_new = data is not self._last_pushed.get(protocol)
+        pushed = self._pushed + limits.PUSH_ROOM_BYTES + (len(data) if is_new else 0)
         is_too_much = connection.unsent_bytes + size > limits.SUBSCRIBER_OUTPUT_BYTES
-        if before and (is_too_much or self._pushed > self._context.memory.limit // 2):
+        if before and (is_too_much or pushed > self._context.memory.limit // 2):
             connection.has_missed = connection.needs_attention = True
             return
+        self._pushed, self._last_pushed[protocol] = pushed, data
         if before <= limits.JOINED_PUSHES_BYTES < size:
             self._apart.append(connection)
+        connection.pushed_bytes = size
         connection.replies.append(data)
         self.output += len(data)
 

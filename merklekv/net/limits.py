@@ -46,7 +46,8 @@ PARKED_POLL_S = 0.002
 # How often the worker looks for idle, lingering and refused connections.
 SWEEP_S = 1.0
 # After so long, and TURN_S more for each that it has run, the connections that a tick has read and not come to wait for
-# later ticks, as if they were paused. Ordinary pipelines take less than a turn, each of the largest values takes more.
+# later ticks, oldest first. They have half of TICK_S there, and half is for those who come then. Ordinary pipelines
+# take less than a turn, each of the largest values takes more.
 TICK_S = 0.05
 TURN_S = 0.001
 # After an error that ends a connection, the server reads and drops input for this long: closing with unread input makes

@@ -1,5 +1,6 @@
 """The paused connections of a worker: what each waits for, and which go on next.
 
+    late        was read, and its tick did not come to it: goes on first in the next one
     runnable    goes on in one of the next ticks, in this order
     parked      waits for a condition, which is looked at in each tick
     sleeping    waits for a signal, and costs nothing until that is set or its time is over
@@ -27,6 +28,7 @@ class Paused:
 
     def __init__(self, call_soon: Callable[[Callable[[], None]], None]) -> None:
         """`call_soon`: runs a function in the worker's thread, see `Worker.call_soon`."""
+        self.late: dict[Connection, None] = {}  # in the order in which they came
         self.runnable: dict[Connection, None] = {}
         self.parked: dict[Connection, None] = {}
         self._sleeping: dict[Connection, Signal] = {}
@@ -36,20 +38,27 @@ class Paused:
 
     def add(self, connection: Connection) -> None:
         """Lets a paused connection go on when it may. Again is without effect."""
-        if isinstance(connection.waits_for, Signal):
+        if connection in self.late:
+            pass
+        elif isinstance(connection.waits_for, Signal):
             self._sleep(connection, connection.waits_for)
         elif connection.waits_for is not None:
             self.parked[connection] = None
         elif connection.task is not None or connection.reads_replies:
             self.runnable[connection] = None
 
+    def put_off(self, connection: Connection) -> None:
+        """Lets a connection whose requests have not begun go on in the next tick, behind those that came before it."""
+        self.late[connection] = None
+
     def forget(self, connection: Connection) -> None:
         """The connection has ended."""
         self._sleeping.pop(connection, None)
+        self.late.pop(connection, None)
 
     def timeout(self, longest: float) -> float:
         """How long the worker may wait for clients, at most `longest`, in seconds."""
-        if self.runnable:
+        if self.runnable or self.late:
             return 0.0
         if self.parked:
             longest = min(longest, limits.PARKED_POLL_S)
@@ -84,6 +93,13 @@ class Paused:
     def take(self, connection: Connection) -> bool:
         """Takes out one that goes on now; False if it has ended meanwhile."""
         del self.runnable[connection]
+        return connection.state is PAUSED
+
+    def take_late(self, connection: Connection) -> bool:
+        """Takes out one that was put off and goes on now; False if it has ended meanwhile."""
+        if connection not in self.late:
+            return False
+        del self.late[connection]
         return connection.state is PAUSED
 
     def _sleep(self, connection: Connection, signal: Signal) -> None:

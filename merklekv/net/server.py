@@ -30,7 +30,7 @@ from merklekv.address import format_address
 from merklekv.engine.engine import Engine
 from merklekv.errors import InvalidArgument
 from merklekv.net.commands.status import parts
-from merklekv.net.connection import CLOSED, Connection
+from merklekv.net.connection import Connection
 from merklekv.net.limits import (
     ACCEPT_BATCH,
     FILES_PER_WORKER,
@@ -86,7 +86,6 @@ class Server:
         self.workers: list[Worker] = []
         self._identities = itertools.count(1)
         self._listeners: list[socket.socket] = []
-        self._refused: list[Connection] = []  # clients, some of which are closed by now
 
     def start(self) -> tuple[str, int]:
         """Binds and serves. Returns the first address bound, with the port that the system chose for port 0.
@@ -189,8 +188,6 @@ class Server:
                 sock.close()
                 return
         min(self.workers, key=lambda worker: len(worker.connections)).adopt(connection)
-        if refusal:
-            self._refused = [*self._refused_now(), connection]
 
     def _refusal(self, host: str, present: int) -> str:
         """Why a client from this host is refused, or nothing."""
@@ -199,11 +196,8 @@ class Server:
         limit = self.context.limits.connections
         if present < limit:
             return ""
-        return TOO_MANY if present - len(self._refused_now()) >= limit else ""
-
-    def _refused_now(self) -> list[Connection]:
-        """The clients that are refused and still open. They count for no limit."""
-        return [one for one in self._refused if one.state is not CLOSED]
+        refused = sum(len(worker.refused) for worker in self.workers)  # they count for no limit
+        return TOO_MANY if present - refused >= limit else ""
 
 
 def _room_for(connections: int, own_files: int) -> int:

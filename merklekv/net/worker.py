@@ -55,6 +55,7 @@ class Worker(threading.Thread):
     def __init__(self, context: Context, number: int, fatal: Callable[[Exception], None]) -> None:
         super().__init__(name=f"merklekv-worker-{number}", daemon=True)
         self.connections: dict[int, Connection] = {}
+        self.refused: set[Connection] = set()  # those of them that are not served
         self._context = context
         self._engine = context.engine
         self._executor = Executor(context)
@@ -83,6 +84,8 @@ class Worker(threading.Thread):
         connection.interest = READABLE
         connection.worker = self
         self._epoll.register(connection.fd, READABLE)  # first: it may fail
+        if connection.refusal:
+            self.refused.add(connection)
         self.connections[connection.fd] = connection
 
     def listen(self, listeners: list[socket.socket], accept: Callable[[socket.socket], None]) -> None:
@@ -176,7 +179,7 @@ class Worker(threading.Thread):
         self._began = now = time.monotonic()
         if self._calls.waiting:
             self._run_calls()  # first: a notification of a commit comes before what is done after its reply
-        if events:
+        if events or self._paused.late:
             self._serve(events, now)
             # The commit waits for the disk: requests that have arrived meanwhile share that wait.
             gatherings = limits.GATHERINGS_MAX if len(events) < len(self.connections) else 0
@@ -196,11 +199,11 @@ class Worker(threading.Thread):
             self._sweep(now)
 
     def _serve(self, events: list[tuple[int, int]], now: float) -> None:
-        """Reads each ready connection once and runs what it asks for.
+        """Runs what earlier ticks have put off, reads each ready connection once, and runs what it asks for.
 
         Requests of a command that can run many wait until all connections are read, and then run together.
         """
-        share = max(limits.RECEIVE_BYTES_MIN, limits.TICK_BYTES // len(events))
+        share = max(limits.RECEIVE_BYTES_MIN, limits.TICK_BYTES // max(1, len(events)))
         share = min(self._receive_bytes, share)
         executor = self._executor
         batches: Batches = {}
@@ -220,7 +223,7 @@ class Worker(threading.Thread):
         self._memory.grown += RECEIVED_FACTOR * received
         for connection, problem in ended:
             self._end(connection, problem)
-        until = time.monotonic() + limits.TICK_S
+        until = self._catch_up(now) + limits.TICK_S / 2
         is_late = False
         for connection, requests in pipelines:
             if connection.state is not OPEN:
@@ -238,10 +241,26 @@ class Worker(threading.Thread):
                 for connection in dict.fromkeys(connections):
                     executor.fail(connection, problem)
 
+    def _catch_up(self, now: float) -> float:
+        """Runs what earlier ticks have put off, oldest first, for half of TICK_S; the rest is for those who come now.
+
+        Returns when that half is over (monotonic).
+        """
+        until = time.monotonic() + limits.TICK_S / 2
+        for connection in list(self._paused.late):
+            if self._paused.take_late(connection):
+                connection.last_active = now
+                self._run(connection, connection.resume())
+                until += limits.TURN_S
+                if time.monotonic() >= until:
+                    break
+        return until
+
     def _put_off(self, connection: Connection, requests: list[Request]) -> None:
         """Runs requests in later ticks: this one has taken long, and clients may have come meanwhile."""
         try:
             connection.pause(requests)
+            self._paused.put_off(connection)
             self._update_interest(connection)
         except Exception as problem:  # noqa: BLE001  logged by `fail`
             self._executor.fail(connection, problem)
@@ -386,7 +405,7 @@ class Worker(threading.Thread):
         sent = 0
         for connection in self._executor.take_apart():
             try:
-                sent += connection.keep_replies()
+                sent += connection.send_apart()
             except Exception as problem:  # noqa: BLE001  the connection is closed
                 connection.replies.clear()
                 looks.append((connection, problem))
@@ -493,6 +512,7 @@ class Worker(threading.Thread):
         """Closes at once. What was not sent is lost."""
         if connection.state is not CLOSED:
             del self.connections[connection.fd]
+            self.refused.discard(connection)
             self._paused.forget(connection)
             connection.close()
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
+from merklekv.net.transaction import HELD_SECONDS_MAX
 from merklekv.web.server import Handler, Response
 
-LIVE_S: Final = 5.0  # a worker that does not answer for so long hangs: longer than a slow disk takes for a sync
+# A worker that does not answer for so long hangs: longer than the longest transaction and a sync of a slow disk take.
+LIVE_S: Final = HELD_SECONDS_MAX + 10.0
 
 
 def alive(answers: Callable[[float], bool]) -> Handler:

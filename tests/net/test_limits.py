@@ -80,7 +80,7 @@ def test_a_refused_client_that_stays_is_closed_before_long(
     monkeypatch.setattr("merklekv.net.connection.LINGER_S", 0.05)
     server = start(limits=Limits(connections=0))
     assert connect(server).rest() == TOO_MANY
-    wait_until(lambda: not any(worker.connections for worker in server.workers))
+    wait_until(lambda: not any(worker.connections or worker.refused for worker in server.workers))
 
 
 @pytest.mark.usefixtures("pretend_remote")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -221,6 +222,8 @@ PUBLISH_MANY = "for i = 1, ARGV[1] do redis.call('PUBLISH', 'c', i .. string.rep
 def test_messages_of_one_moment_are_not_copied_for_each_subscriber(server: StartedServer, connect: Connect) -> None:
     wires = [subscribe(connect(receive_buffer=4096), "c") for _ in range(10)]
     connections = [connection_of(server, wire) for wire in wires]
+    for one in connections:  # the kernel takes no more
+        one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * limits.KIB)
     publisher = connect()
     assert publisher.call("EVAL", PUBLISH_MANY, "0", "100", "100000") == b"$-1\r\n"
     waiting = [piece for one in connections for piece in list(one.unsent)]
@@ -231,6 +234,43 @@ def test_messages_of_one_moment_are_not_copied_for_each_subscriber(server: Start
         assert [wire.resp() for _ in range(100)] == [message(f"{at}" + "x" * 100_000) for at in range(1, 101)]
         assert wire.call("PING") == encode("pong", "")
     wait_until(lambda: server.context.traffic.output_bytes > 10 * 100 * 100_000)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_subscribers_that_read_are_not_closed_for_a_large_message(
+    server: StartedServer, connect: Connect, count: int
+) -> None:
+    """What is sent at once takes no memory of clients, however many there are."""
+    wires = [subscribe(connect(), "c") for _ in range(100)]
+    publisher = connect()
+    memory = server.context.memory
+    memory.limit = 1_500_000
+    memory.look(server.context.connections())
+    payload = "x" * 20_000
+    publisher.send(encode("MULTI") + encode("PUBLISH", "c", payload) * count + encode("EXEC"))
+    assert [publisher.resp() for _ in range(count + 2)][-1] == b"*%d\r\n" % count + b":100\r\n" * count
+    for wire in wires:
+        assert [wire.resp() for _ in range(count)] == [message(payload)] * count
+        assert wire.call("PING") == encode("pong", "")
+    assert server.context.traffic.evicted == 0
+
+
+def test_a_message_counts_once_for_each_protocol(server: StartedServer, connect: Connect) -> None:
+    """However the receivers follow each other."""
+    wires = [connect() for _ in range(20)]
+    for wire in wires[::2]:
+        wire.call("HELLO", "3")
+    for wire in wires:
+        subscribe(wire, "c")
+    server.context.memory.limit = 8 * limits.MIB
+    publisher = connect()
+    payload = "x" * 400_000
+    publisher.send(encode("MULTI") + encode("PUBLISH", "c", payload) * 3 + encode("EXEC"))
+    assert [publisher.resp() for _ in range(5)][-1] == b"*3\r\n" + b":20\r\n" * 3
+    for number, wire in enumerate(wires):
+        expected = message(payload) if number % 2 else message(payload).replace(b"*", b">", 1)
+        assert [wire.resp() for _ in range(3)] == [expected] * 3
+    assert server.context.traffic.output_limit_closed == 0
 
 
 def test_one_moment_has_room_for_so_many_messages(server: StartedServer, connect: Connect) -> None:

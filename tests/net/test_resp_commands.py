@@ -10,6 +10,7 @@ from fixtures.servers import FakeServices, Start, StartedServer
 from fixtures.wire import Wire
 
 from merklekv import core
+from merklekv.net.commands import strings
 from merklekv.net.registry import LINE, RESP
 
 Words = Sequence[bytes | str]
@@ -479,3 +480,12 @@ def test_a_word_of_any_kind_leaves_the_connection_usable(
                 text.send(b"ECHO still here\n")
                 lines = iter(text.line, b"")
                 assert any(line == b"ECHO still here\r\n" for line in lines)
+
+
+def test_mset_and_msetnx_set_so_many_at_one_moment(resp: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strings, "PAIRS_MAX", 2)
+    too_many = f"-ERR {strings.TOO_MANY_PAIRS}\r\n".encode()
+    assert resp.call("MSETNX", "a", "1", "b", "2") == b":1\r\n"
+    assert resp.call("MSETNX", "c", "1", "d", "2", "e", "3") == too_many
+    assert resp.call("EVAL", "return redis.call('MSET', unpack(ARGV))", "0", *"c1d2e3").startswith(too_many[:-2])
+    assert resp.call("DBSIZE") == b":2\r\n"

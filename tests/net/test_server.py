@@ -365,6 +365,42 @@ def test_clients_that_come_meanwhile_do_not_wait_for_all_of_a_long_tick(
     assert ran.index(b"late") < 10, ran
 
 
+def test_those_who_were_put_off_are_served_before_those_who_come_later(
+    server: StartedServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TICK_S", 0.0)
+    monkeypatch.setattr(limits, "SLICE_S", 0.0)
+    ran: list[bytes] = []
+    may_run = threading.Semaphore(0)
+
+    def slow(session: Any, request: Any) -> bytes:
+        ran.append(request[1])
+        assert may_run.acquire(timeout=60)
+        return b"+%b\r\n" % request[1]
+
+    replace(server, b"ECHO", slow)
+    first, *others, late = [connect() for _ in range(12)]
+    for wire in (first, *others, late):
+        assert wire.call("PING") == b"+PONG\r\n"
+    monkeypatch.setattr(limits, "TURN_S", 0.0)
+    first.send(encode("ECHO", "first"))
+    wait_until(lambda: len(ran) == 1)
+    for number, wire in enumerate(others):
+        wire.send(encode("ECHO", f"{number}"))
+    may_run.release()
+    wait_until(lambda: len(ran) == 2)  # the next tick has read them all, and puts off the rest
+    late.send(encode("ECHO", "late"))
+    may_run.release()
+    wait_until(lambda: len(ran) == 3)
+    monkeypatch.setattr(limits, "TURN_S", 60.0)  # from here on there is time for all
+    for _ in range(20):
+        may_run.release()
+    assert late.resp() == b"+late\r\n"
+    assert ran == [b"first", *(b"%d" % number for number in range(10)), b"late"]
+    for number, wire in enumerate(others):
+        assert wire.resp() == b"+%d\r\n" % number
+
+
 @pytest.mark.parametrize("name", ["GET", "SET"])
 def test_large_values_of_many_clients_are_put_off(
     name: str, server: StartedServer, connect: Connect, engine: Engine, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from fixtures.support import wait_until
 from fixtures.wire import Wire
 
 import merklekv
-from merklekv.net.commands import status
+from merklekv.net.commands import status, strings
 
 STATS_GROUPS = (
     "get set delete exists numeric string bulk scan dbsize flushdb hash sync management replicate ping echo memory "
@@ -214,6 +214,13 @@ def test_mget_gives_a_line_for_each_key_in_order(text: Wire) -> None:
 def test_mset_sets_all_or_none(text: Wire) -> None:
     assert text.ask(f"MSET a 1 {'k' * 512} 2").startswith("ERROR key of 512 bytes")
     assert text.ask("DBSIZE") == "DBSIZE 0"
+
+
+def test_mset_sets_so_many_at_one_moment(text: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strings, "PAIRS_MAX", 2)
+    assert text.ask("MSET a 1 b 2") == "OK"
+    assert text.ask("MSET a 3 b 4 c 5") == f"ERROR {strings.TOO_MANY_PAIRS}"
+    assert text.ask("MGET a b c") == "VALUES 2"
 
 
 def test_scan_lists_keys_in_order_under_a_prefix(text: Wire) -> None:

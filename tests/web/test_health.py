@@ -55,7 +55,7 @@ def test_the_answers() -> None:
     assert alive(lambda seconds: True)(ASKED) == Response(b"ok\n")
     hung = alive(lambda seconds: False)(ASKED)
     assert isinstance(hung, Response)
-    assert (hung.status, hung.body) == (503, b"a thread that serves clients has not answered for 5 seconds\n")
+    assert (hung.status, hung.body) == (503, b"a thread that serves clients has not answered for 30 seconds\n")
     assert ready(dict)(ASKED) == Response(b"ready\n")
     unready = ready(lambda: {"broker": "no route", "disk": "/d\udc80: full"})(ASKED)
     assert isinstance(unready, Response)

@@ -35,6 +35,9 @@ from merklekv.net.session import Session, check_reply_size
 MSET_PAIRS_MAX = 32  # of an MSET that runs together with others
 TOGETHER_PAIRS_MAX = 1000  # of all of these
 
+PAIRS_MAX = 100_000  # of one MSET or MSETNX: nobody else is served while it sets them
+
+TOO_MANY_PAIRS = f"too many pairs: all are set at one moment, so at most {PAIRS_MAX} at a time"
 TOO_LONG = "string exceeds maximum allowed size (proto-max-bulk-len)"
 
 
@@ -268,6 +271,8 @@ def mget_line(session: Session, request: Request) -> Long:
 def _pairs(request: Request) -> list[tuple[bytes, bytes]]:
     if len(request) % 2 == 0:
         raise wrong_count(request[0])
+    if len(request) > 2 * PAIRS_MAX + 1:
+        raise RequestError(TOO_MANY_PAIRS)
     return list(zip(request[1::2], request[2::2], strict=True))
 
 
@@ -297,6 +302,8 @@ def mset_line(session: Session, request: Request) -> Reply:
         raise line_error(request, "requires at least one key-value pair")
     if len(given) % 2:
         raise line_error(request, "requires an even number of arguments (key-value pairs)")
+    if len(given) > 2 * PAIRS_MAX:
+        raise RequestError(TOO_MANY_PAIRS)
     session.engine.mset([(line_key(key), value) for key, value in zip(given[::2], given[1::2], strict=True)])
     return text.OK
 
