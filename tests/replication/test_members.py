@@ -184,6 +184,16 @@ def test_a_node_without_a_store_id_gives_way_to_the_one_it_turns_out_to_be() -> 
     assert (member.address, member.contact) == ("host:2", 7.0)
 
 
+def test_a_node_that_says_its_store_id_takes_its_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "UNMET_MAX", 1)
+    members = new("a")
+    assert members.record_contact("b")
+    with pytest.raises(TooManyMembers):
+        members.record_contact("c", store_id(1))
+    assert members.record_contact("b", store_id(1))
+    assert [identity for identity, _ in members] == [who("b")]
+
+
 def test_this_node_is_no_other_member() -> None:
     members = new("a")
     assert not members.record_contact("a")

@@ -38,8 +38,9 @@ unknown, so this node's `stable` is then 0, which holds back every horizon of th
 ends when the member is added again, or by `remove`.
 
 Whoever may publish at the broker can announce nodes that do not exist.  So no more than UNMET_MAX members are there
-without an exchange or an event of theirs.  A node that finds no room becomes a member by its first exchange or event.
-If nodes then know different members, their views differ, and the horizon rests.
+without an exchange or an event of theirs; one whose times are too far ahead to be believed counts as such, too.  A node
+that finds no room becomes a member by its first exchange or event.  If nodes then know different members, their views
+differ, and the horizon rests.
 
 A silent member may still have what others have deleted, so only `remove` removes a member, for good.  Some members may
 have applied writes of it that others lack and that are older than what these have applied of each other.  So nothing
@@ -85,7 +86,7 @@ T = TypeVar("T")
 TABLE_VERSION: Final = 6
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
-UNMET_MAX: Final = 100  # of these: members that no node that told of them has exchanged with
+UNMET_MAX: Final = 100  # of these: members of which nobody has told a time, or a believable one
 REMOVED_MAX: Final = 1000
 DESCRIBED_MAX: Final = MEMBERS_MAX + REMOVED_MAX
 REASON_SIZE_MAX: Final = 1000
@@ -474,7 +475,8 @@ class Members(MemberMaps):
         is_known = who in self._others if store_id else bool(known)
         added = not is_known and not self.is_removed(node, store_id) and node != self.identity.node
         if added:
-            if not has_written and not self._unmet_room():
+            takes_a_place = Identity(node, UNKNOWN_STORE_ID) not in self._others  # or it takes its own
+            if takes_a_place and not has_written and not self._unmet_room():
                 raise TooManyMembers(f"{UNMET_MAX} members have not exchanged yet: it becomes one when it does")
             self._add({who})
         for other in [who] if store_id else known or [who]:

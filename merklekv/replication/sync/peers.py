@@ -131,7 +131,7 @@ class ExchangePeers:
         self._doubtful_from = max(self._doubtful_from, now + lasted_s)
 
     def next_due(self, now: float) -> ExchangePeer | None:
-        """Of the peers that are due the one that has waited longest, where each failure in a row halves its time; or None.
+        """Of the peers that are due the one that has waited longest; each failure in a row halves its time.  Or None.
 
         So peers that hang keep few others waiting, and many that do not hang keep none waiting for ever.
         """
