@@ -249,10 +249,30 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(TooManyMembers, match="more than 3 members: forget those that are gone"):
             call()
     assert len(members) == 3
-    members.remove("b")
-    with pytest.raises(TooManyMembers, match="more than 1 members removed"):
-        members.remove("c")
-    assert len(members) == 2
+    members.remove("b", now=10)
+    members.remove("c", now=20)
+    assert members.removed.keys() == {who("c")}, "the last ones are kept in mind"
+
+
+def test_halves_that_have_removed_more_than_is_kept_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "REMOVED_MAX", 3)
+    a, b = new("a"), new("b")
+    for members, names in ((a, "cdef"), (b, "efgh")):
+        for name in "cdefgh":
+            members.record_contact(name, store_id(1))
+        for name in names:
+            members.remove(name, now=ord(name))
+    assert a.removed.keys() == {who("d"), who("e"), who("f")}
+    for _ in range(2):
+        exchange(a, b, 50)
+        exchange(b, a, 50)
+    assert a.removed.keys() == b.removed.keys() == {who("f"), who("g"), who("h")}
+    assert a.removed_at == b.removed_at
+    assert {one.node for one, _ in a} == {"b", "c"}, "c was not kept in mind, and b had not heard of it"
+    a.record_contact("i", store_id(1))
+    a.remove("i", now=1)
+    assert who("i") not in dict(a), "removed all the same"
+    assert Members.restore(a.encode(), "a").removed_at == a.removed_at
 
 
 def test_nodes_that_only_announce_themselves_take_a_part_of_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,6 +383,7 @@ def test_the_largest_table_can_be_stored_and_sent() -> None:
     present, gone = everyone[: members_module.MEMBERS_MAX - 1], everyone[members_module.MEMBERS_MAX - 1 :]
     members.add_members_of(table("peer", rows=dict.fromkeys(present[1:], MemberRow(1, 1))))
     members.removed |= dict.fromkeys(gone, 5)
+    members.removed_at |= {one: chance.randrange(NUMBER_MAX) for one in gone}
     for one in everyone:
         members.stable_through[one] = chance.randrange(NUMBER_MAX)
         members.redeleted[one] = chance.randrange(NUMBER_MAX)
@@ -391,7 +412,7 @@ def test_the_largest_table_can_be_stored_and_sent() -> None:
         (lambda plain: plain.update(lost_writes=[["b", b"", [[1]]]]), "intervals is not a list of 4"),
         (lambda plain: plain.update(removed=[["b", b"1", 1]]), "store_id has 1 bytes, not 0 or 8"),
         (lambda plain: plain.update(unreadable=[["b", b""]]), "unreadable is not a list of 3 items"),
-        (lambda plain: plain.update(v=1), "it is of version 1, this release reads 6"),
+        (lambda plain: plain.update(v=1), "it is of version 1, this release reads 7"),
     ],
 )
 def test_a_damaged_table_is_refused(change: Callable[[dict[str, object]], object], says: str) -> None:
@@ -403,8 +424,8 @@ def test_a_damaged_table_is_refused(change: Callable[[dict[str, object]], object
 
 def test_a_table_of_a_later_release_is_left_to_that() -> None:
     plain = cbor2.loads(new("a").encode())
-    with pytest.raises(FormatTooNew, match="the table of members is of version 7, from a later release"):
-        Members.restore(cbor2.dumps(plain | {"v": 7, "rows": "of another kind"}), "a")
+    with pytest.raises(FormatTooNew, match="the table of members is of version 8, from a later release"):
+        Members.restore(cbor2.dumps(plain | {"v": 8, "rows": "of another kind"}), "a")
 
 
 @pytest.mark.parametrize("local", [["b", b"", 1, 2.0], ["b", b"", "", 2], ["b", b"", "a..b:1", float("inf")], "x"])

@@ -123,7 +123,7 @@ class Membership:
     def remove(self, node: str, store_id: str = "") -> None:
         """Remove a member for good, durably.  `store_id` (hex) says which, if several have had this node id.
 
-        An unreadable row goes by its name.  Raises UnknownMember, TooManyMembers, InvalidArgument, Shortage.
+        An unreadable row goes by its name.  Raises UnknownMember, InvalidArgument, Shortage.
         """
         given = _parse_store_id(store_id)
         if store_id and given == UNKNOWN_STORE_ID:
@@ -132,7 +132,7 @@ class Membership:
             own = self._members.identity
             if node == own.node and given in (UNKNOWN_STORE_ID, own.store_id):
                 raise InvalidArgument(f"{node} is this node itself: ask another one to forget it")
-            removed = self._members.remove(node, given)
+            removed = self._members.remove(node, given, self._engine.clock.closing())
             store_members(self._engine, self._members)
         self._engine.flush()
         for who in removed:
