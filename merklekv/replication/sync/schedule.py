@@ -44,7 +44,7 @@ class Schedule:
 
     def priority(self, now: float) -> float:
         """How long it has been due, s; half of that for each failure in a row."""
-        return (now - self.due) / 2 ** min(self.failures, HALVINGS_MAX)
+        return (now - self.due) * 0.5 ** min(self.failures, HALVINGS_MAX)
 
     def wake(self, now: float) -> None:
         """There may be something to repair with this peer: exchange soon."""
