@@ -94,10 +94,6 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             key, equals, value = pair.partition("=")
             if not equals:
                 raise config.ConfigError(f"flag --set: {shown(pair)} is not allowed; give KEY=VALUE")
-            if key in flags:
-                raise config.ConfigError(
-                    f"flag --set: {key} is given twice, also by flag {flags[key][0]}; give it once"
-                )
             flags[key] = ("--set", value)
         file = given.pop("config_file")
         if file is None:

@@ -134,8 +134,6 @@ def test_importing_the_package_imports_no_engine() -> None:
         (["run", "--durability", "sometimes"], ["'sometimes'", "always, everysec, never"]),
         (["run", "--set", "nosuch=1"], ["flag --set", "unknown key 'nosuch'"]),
         (["run", "--set", "port"], ["'port'", "KEY=VALUE"]),
-        (["run", "-p", "1", "--set", "port=2"], ["flag --set: port is given twice, also by flag --port; give it once"]),
-        (["run", "--set", "port=1", "--set", "port=1"], ["flag --set: port is given twice, also by flag --set"]),
         (["demo", "--seconds", "nan"], ["nan is not a number"]),
         (["config", "--config", "/nonexistent.toml"], ["/nonexistent.toml", "No such file"]),
         (["config", "--config", ""], ["file .: cannot be read: Is a directory"]),

@@ -357,6 +357,6 @@ def test_what_may_not_be_read(data: Path) -> None:
 
 def test_wrong_arguments(data: Path, tmp_path: Path) -> None:
     fails(EXIT_USAGE, "--op nothing", done=run("log", data, "--op", "nothing"))
-    fails(EXIT_USAGE, "soon: not a time", done=run("log", data, "--since", "soon"))
+    fails(EXIT_USAGE, "'soon': not a time", done=run("log", data, "--since", "soon"))
     fails(EXIT_FORMAT, "neither a data directory nor HOST:PORT", done=run("log", tmp_path / "missing"))
     fails(exit_codes.EXIT_UNREACHABLE, "refused", done=run("log", "127.0.0.1:1"))
