@@ -54,7 +54,7 @@ from merklekv.reload import Change, Reload
 from merklekv.replication.cluster.members import node_of
 from merklekv.replication.cluster.storage import METADATA_MEMBERS, load_members
 from merklekv.replication.scrubber import Scrubber
-from merklekv.replication.sync.anti_entropy import AntiEntropy
+from merklekv.replication.sync.anti_entropy import EXCHANGE_TIMEOUT_S, AntiEntropy
 from merklekv.service import LOOKS, Supervisor, Watchdog
 from merklekv.settings import Settings
 from merklekv.shortage import is_shortage, reason_of, shortage_of
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 
 STOP_DEADLINE_S = 8.5  # so that, with what the log takes at the end, a stop ends within ten seconds
 FETCH_TIMEOUT_S = 10.0
-EXCHANGE_TIMEOUT_S = 30.0  # for one answer; a peer that hangs keeps the others waiting for so long
 SWITCH_INTERVAL_S = 0.0005
 SERVER_STOP_S = 5.0  # of those, for clients to take their last replies
 PUBLISH_REST_S = 2.5  # and for the broker to take what is left in the outbox

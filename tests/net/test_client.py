@@ -260,6 +260,7 @@ def test_a_node_that_hangs_is_found_out_before_a_long_command(peer: Peer, monkey
     monkeypatch.setattr(client_module, "ANSWER_TIMEOUT_S", 0.05)
     with Client(*peer([]), timeout_s=3600) as client, pytest.raises(NoAnswer, match=r"no whole answer within 0\.05 s"):
         client.require_answer()
+    monkeypatch.undo()
     with Client(*peer([b"+PONG\r\n"]), timeout_s=3600) as client:
         client.require_answer()
         assert client._timeout_s == 3600

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.exchanges import Node
+from fixtures.exchanges import Cut, Node
 
 from merklekv.replication.cluster.members import Identity
 from merklekv.replication.sync import responder as module
@@ -93,6 +93,30 @@ def test_an_exchange_that_goes_on_may_finish(node: Open) -> None:
     desk.answer = answer_and_begin  # type: ignore[method-assign]
     assert exchange(there, desk) == ""
     assert here.engine.get(b"k") == b"v"
+
+
+def test_an_exchange_is_served_if_its_initiator_goes_before_the_last_answer(node: Open) -> None:
+    here, there = node("a"), node("b")
+    desk = Desk(here)
+    there.engine.set(b"k", b"v")
+    there.engine.commit()
+
+    def go_away(message: bytes) -> bytes:
+        slices = desk.responder.answer(message)
+        try:
+            while True:
+                next(slices)
+                if here.members.applied_through(there.members.identity):
+                    slices.close()
+                    raise Cut
+        except StopIteration as end:
+            answer: bytes = end.value
+            return answer
+
+    desk.answer = go_away  # type: ignore[method-assign]
+    with pytest.raises(Cut):
+        exchange(there, desk)
+    assert desk.served == [there.members.identity]
 
 
 def test_a_node_that_has_reached_itself_is_told_apart_from_a_copy(node: Open) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,55 @@ def test_an_exchange_that_does_not_end_gives_way(make: Make, net: Net, monkeypat
     assert steps.count("long:1") > 200, "it goes on where it was"
     assert a.figure("exchange_failures") == 0
     assert alike(a, long)
+
+
+def test_a_first_copy_that_others_interrupt_ends(make: Make, net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, long, _ = make("a", addresses=["long:1", "b:1"]), make("long"), make("b")
+    for number in range(1600):
+        long.engine.set(b"%d" % number, b"v")
+    for number in range(100):
+        a.engine.set(b"%d" % number, b"v")
+    for where in (initiator_module, responder):
+        monkeypatch.setattr(where, "BATCH_RECORDS", 10)
+    monkeypatch.setattr(responder, "SLICE_READS", 10)
+    monkeypatch.setattr(module, "EXCLUSIVE_S", 0.01)
+    monkeypatch.setattr(schedule, "REST_S", 0)
+    monkeypatch.setattr(schedule, "PUT_OFF_S", 0.01)
+
+    def keep_due(asking: Node, address: str) -> None:
+        if address == "long:1":
+            a.anti_entropy.wake("b", "always")
+
+    net.before = keep_due
+    a.start()
+    wait_until(lambda: alike(a, long) and a.figure("exchange_peers_in_sync") == 2)
+    assert net.connects.count(("a", "long:1")) > 2, "it was cut"
+    assert net.connects.count(("a", "b:1")) > 2
+    assert a.figure("exchange_failures") == 0
+
+
+def test_who_is_made_room_for_does_not_rest(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = make("a", addresses=["b:1", "c:1"]), make("b")
+    a.sync(b)
+    peers = a.anti_entropy._peers
+    doubtful = peers.at("c:1")
+    now = time.monotonic() + 1
+    a.anti_entropy._on_failure(peers.at("b:1"), ExchangeRefused(responder.BUSY, "another waits"), 1000)
+    assert peers.next_due(now) is doubtful
+    a.anti_entropy._on_failure(peers.at("b:1"), Gone("cut after a long time"), 1000)
+    a.sync(b)
+    assert peers.next_due(now) is None
+    assert peers.next_due(now + module.EXCHANGE_TIMEOUT_S) is doubtful
+
+
+def test_who_merely_announces_a_peer_does_not_vouch_for_it(make: Make, net: Net) -> None:
+    a, b, evil = make("a"), make("b"), make("evil")
+    a.anti_entropy.on_status(b.status())
+    a.anti_entropy.on_status(replace(evil.status(), address="b:1"))
+    evil.sync(a)
+    assert (a.figure("exchange_served"), a.figure("exchange_peers_in_sync")) == (1, 0)
+    b.sync(a)
+    assert a.figure("exchange_peers_in_sync") == 1
 
 
 def test_two_syncs_with_one_address_take_turns(make: Make, net: Net) -> None:

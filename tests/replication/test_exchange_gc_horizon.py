@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from fixtures.exchanges import SECOND, Cut, Node, agree, carry, cluster, exchange, meet_all, set_clocks
 
+from merklekv.replication.cluster import members as members_module
 from merklekv.replication.cluster import membership as membership_module
+from merklekv.replication.cluster.members import Identity
 from merklekv.replication.cluster.membership import Membership
 from merklekv.replication.sync.local_endpoint import raise_gc_horizon
 from merklekv.replication.sync.messages import ExchangeRefused
@@ -128,6 +130,27 @@ def test_writers_are_remembered_up_to_a_bound(nodes: list[Node], monkeypatch: py
             membership.on_events_from(f"n{number}", "")
             assert len(membership._writers) <= 3
     assert {f"n{number}" for number in range(10)} <= {identity.node for identity, _ in members}
+
+
+def test_a_writer_with_a_new_data_directory_is_another_member(nodes: list[Node]) -> None:
+    members = nodes[0].members
+    membership = Membership(nodes[0].engine, members)
+    membership.on_events_from("n", bytes(8).hex())
+    membership.on_events_from("n", b"anew----".hex())
+    assert {Identity("n", bytes(8)), Identity("n", b"anew----")} <= dict(members).keys()
+
+
+def test_a_writer_without_room_becomes_a_member_when_there_is_some(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = nodes[0].members
+    membership = Membership(nodes[0].engine, members)
+    with monkeypatch.context() as full:
+        full.setattr(members_module, "MEMBERS_MAX", len(members))
+        membership.on_events_from("n", "")
+        assert "n" not in {identity.node for identity, _ in members}
+    membership.on_events_from("n", "")
+    assert "n" in {identity.node for identity, _ in members}
 
 
 def test_a_late_event_does_not_bring_a_deleted_key_back(nodes: list[Node]) -> None:

@@ -184,6 +184,16 @@ def test_a_node_without_a_store_id_gives_way_to_the_one_it_turns_out_to_be() -> 
     assert (member.address, member.contact) == ("host:2", 7.0)
 
 
+def test_a_node_that_says_its_store_id_takes_its_own_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "UNMET_MAX", 1)
+    members = new("a")
+    assert members.record_contact("b")
+    with pytest.raises(TooManyMembers):
+        members.record_contact("c", store_id(1))
+    assert members.record_contact("b", store_id(1))
+    assert [identity for identity, _ in members] == [who("b")]
+
+
 def test_this_node_is_no_other_member() -> None:
     members = new("a")
     assert not members.record_contact("a")
@@ -239,25 +249,41 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(TooManyMembers, match="more than 3 members: forget those that are gone"):
             call()
     assert len(members) == 3
-    members.remove("b")
-    with pytest.raises(TooManyMembers, match="more than 1 members removed"):
-        members.remove("c")
-    assert len(members) == 2
+    members.remove("b", now=10)
+    members.remove("c", now=20)
+    assert members.removed.keys() == {who("c")}, "the last ones are kept in mind"
+
+
+def test_halves_that_have_removed_more_than_is_kept_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members_module, "REMOVED_MAX", 3)
+    a, b = new("a"), new("b")
+    for members, names in ((a, "cdef"), (b, "efgh")):
+        for name in "cdefgh":
+            members.record_contact(name, store_id(1))
+        for name in names:
+            members.remove(name, now=ord(name))
+    assert a.removed.keys() == {who("d"), who("e"), who("f")}
+    for _ in range(2):
+        exchange(a, b, 50)
+        exchange(b, a, 50)
+    assert a.removed.keys() == b.removed.keys() == {who("f"), who("g"), who("h")}
+    assert a.removed_at == b.removed_at
+    assert {one.node for one, _ in a} == {"b", "c"}, "c was not kept in mind, and b had not heard of it"
+    a.record_contact("i", store_id(1))
+    a.remove("i", now=1)
+    assert who("i") not in dict(a), "removed all the same"
+    assert Members.restore(a.encode(), "a").removed_at == a.removed_at
 
 
 def test_at_a_limit_nothing_of_a_table_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members_module, "MEMBERS_MAX", 3)
-    monkeypatch.setattr(members_module, "REMOVED_MAX", 1)
     members = new("a")
     members.record_contact("b", store_id(1))
     members.record_contact("c", store_id(1))
     before = members.encode()
-    too_many = table("d", rows={who("e"): MemberRow(5, 5)}, removed={who("b"): 0})
-    too_many_removed = table("c", removed={who("b"): 0, who("f"): 0})
-    for told in (too_many, too_many_removed):
-        with pytest.raises(TooManyMembers):
-            members.add_members_of(told)
-        assert members.encode() == before
+    with pytest.raises(TooManyMembers):
+        members.add_members_of(table("d", rows={who("e"): MemberRow(5, 5)}, removed={who("b"): 0}))
+    assert members.encode() == before
     members.add_members_of(table("d", removed={who("b"): 0}))
     assert [one.node for one, _ in members] == ["c", "d"], "one goes, so there is room for another"
 
@@ -370,6 +396,7 @@ def test_the_largest_table_can_be_stored_and_sent() -> None:
     present, gone = everyone[: members_module.MEMBERS_MAX - 1], everyone[members_module.MEMBERS_MAX - 1 :]
     members.add_members_of(table("peer", rows=dict.fromkeys(present[1:], MemberRow(1, 1))))
     members.removed |= dict.fromkeys(gone, 5)
+    members.removed_at |= {one: chance.randrange(NUMBER_MAX) for one in gone}
     for one in everyone:
         members.stable_through[one] = chance.randrange(NUMBER_MAX)
         members.redeleted[one] = chance.randrange(NUMBER_MAX)
@@ -398,7 +425,7 @@ def test_the_largest_table_can_be_stored_and_sent() -> None:
         (lambda plain: plain.update(lost_writes=[["b", b"", [[1]]]]), "intervals is not a list of 4"),
         (lambda plain: plain.update(removed=[["b", b"1", 1]]), "store_id has 1 bytes, not 0 or 8"),
         (lambda plain: plain.update(unreadable=[["b", b""]]), "unreadable is not a list of 3 items"),
-        (lambda plain: plain.update(v=1), "it is of version 1, this release reads 6"),
+        (lambda plain: plain.update(v=1), "it is of version 1, this release reads 7"),
     ],
 )
 def test_a_damaged_table_is_refused(change: Callable[[dict[str, object]], object], says: str) -> None:
@@ -410,8 +437,8 @@ def test_a_damaged_table_is_refused(change: Callable[[dict[str, object]], object
 
 def test_a_table_of_a_later_release_is_left_to_that() -> None:
     plain = cbor2.loads(new("a").encode())
-    with pytest.raises(FormatTooNew, match="the table of members is of version 7, from a later release"):
-        Members.restore(cbor2.dumps(plain | {"v": 7, "rows": "of another kind"}), "a")
+    with pytest.raises(FormatTooNew, match="the table of members is of version 8, from a later release"):
+        Members.restore(cbor2.dumps(plain | {"v": 8, "rows": "of another kind"}), "a")
 
 
 @pytest.mark.parametrize("local", [["b", b"", 1, 2.0], ["b", b"", "", 2], ["b", b"", "a..b:1", float("inf")], "x"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from merklekv.replication.cluster.presence import OFFLINE, ONLINE, Presence, Sta
 from merklekv.replication.sync import peers as module
 from merklekv.replication.sync.initiator import ExchangeReport
 from merklekv.replication.sync.peers import ERROR_SIZE_MAX, TOTALS, ExchangePeer, ExchangePeers
-from merklekv.replication.sync.schedule import RETRY_MIN_S, Schedule
+from merklekv.replication.sync.schedule import HALVINGS_MAX, RETRY_MIN_S, Schedule
 
 INTERVAL_S = 60.0
 
@@ -140,6 +141,7 @@ def test_peers_that_hang_leave_half_of_the_time_to_the_others() -> None:
     slow.fail("no answer")
     new.schedule.due, slow.schedule.due, good.schedule.due = now - 2, now - 1, now
     assert peers.next_due(now) is good
+    assert peers.next_due(now) is good, "the others rest"
     good.schedule.due = now + 60
     assert (peers.next_due(now + 29), peers.wait_s(now + 29)) == (None, 1)
     assert peers.next_due(now + 30) is new
@@ -157,9 +159,75 @@ def test_who_has_failed_less_often_is_tried_first() -> None:
     slow.fail("no answer")
     back.fail("no answer")
     peers.on_status(online("back", "back:1"))
-    slow.schedule.due, back.schedule.due = 1, 2
-    assert peers.next_due(3) is back
-    assert peers.next_due(1) is slow
+    slow.schedule.due, back.schedule.due = 10, 12
+    assert peers.next_due(10) is slow, "it alone is due"
+    assert peers.next_due(13) is slow
+    back.schedule.due = 11
+    assert peers.next_due(15) is back
+    slow.schedule.failures = 64
+    assert peers.next_due(12.1) is back
+    slow.schedule.due = -1000
+    assert peers.next_due(13) is slow, "it waits, but not for ever"
+
+
+class Thread:
+    """What the thread of anti-entropy does, in simulated time."""
+
+    def __init__(self, peers: ExchangePeers, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.peers, self.now = peers, time.monotonic() + 1
+        self.tried: list[tuple[float, str]] = []
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, time=time.time))
+
+    def run(self, until: float, cost_s: Callable[[str], float]) -> None:
+        """`cost_s`: of an exchange with an address; negative if it hangs for so long and fails."""
+        while self.now < until:
+            peer = self.peers.next_due(self.now)
+            if peer is None:
+                self.now += max(0.001, self.peers.wait_s(self.now) or 0)
+                continue
+            self.tried.append((self.now, peer.address))
+            peer.schedule.begin()
+            cost = cost_s(peer.address)
+            self.now += abs(cost)
+            if cost > 0:
+                peer.succeed(ExchangeReport(peer.address))
+            else:
+                peer.fail("no answer")
+                self.peers.rest_doubtful(self.now, abs(cost))
+
+
+def test_a_peer_that_failed_once_is_tried_again_however_many_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = ExchangePeers([f"h:{number}" for number in range(1, 401)], INTERVAL_S)
+    thread = Thread(peers, monkeypatch)
+    began = thread.now
+    peers.at("h:1").fail("no answer")
+    thread.run(began + 600, lambda address: 0.2)
+    tried = [at - began for at, address in thread.tried if address == "h:1"]
+    assert tried[0] < 180
+    assert len(tried) > 2
+    assert len({address for _, address in thread.tried}) == 400
+
+
+def test_peers_that_hang_do_not_keep_honest_ones_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = {"h:1", "h:2"}
+    peers = ExchangePeers([f"h:{number}" for number in range(1, 103)], INTERVAL_S)
+    thread = Thread(peers, monkeypatch)
+    began = thread.now
+    for peer in peers.all():
+        if peer.address in honest:
+            peer.succeed(ExchangeReport(peer.address))
+        else:
+            peer.schedule.failures = HALVINGS_MAX  # it has hung for long
+    thread.run(began + 3 * 3600, lambda address: 0.2 if address in honest else -30)
+    fell_at = thread.now
+    peers.at("h:1").fail("no answer")  # once
+    thread.run(fell_at + 3600, lambda address: 0.2 if address in honest else -30)
+    last_hour = [(at, address) for at, address in thread.tried if at >= fell_at]
+    for one in honest:
+        times = [at for at, address in last_hour if address == one]
+        assert times[0] < fell_at + 180
+        assert len(times) > 30, "about once in each interval"
+    assert len({address for _, address in last_hour}) > 30, "those that hang are tried, too"
 
 
 def test_the_peer_that_waits_for_longest_is_the_next() -> None:

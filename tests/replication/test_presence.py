@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -124,6 +126,50 @@ def test_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert others.online() == {"n0", "n4"}, "who was heard last, so retained statuses keep nobody out"
     others.on_status("n0", Status("n0", OFFLINE).encode())
     assert (others.online(), others.is_online("n0"), others.is_online("n4")) == ({"n4"}, False, True)
+
+
+def test_retained_statuses_push_no_node_out_that_was_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "NODES_MAX", 3)
+    others = Presence("a", "own", ignore)
+
+    def say(node: str, retained: bool) -> None:
+        others.on_status(node, Status(node, ONLINE).encode(), retained=retained)
+
+    for node in "bc":
+        say(node, retained=True)
+        say(node, retained=False)
+    for number in range(5):
+        say(f"false{number}", retained=True)
+        say("b", retained=True)  # after another connect to the broker
+    assert others.online() == {"b", "c", "false4"}
+    for node in "dbe":
+        say(node, retained=False)
+    assert others.online() == {"d", "b", "e"}, "c has been silent for longest"
+
+
+def test_nodes_can_be_read_while_they_change() -> None:
+    others = Presence("a", "own", ignore)
+    statuses = {f"n{number}": Status(f"n{number}", ONLINE).encode() for number in range(50)}
+    for node, payload in statuses.items():
+        others.on_status(node, payload)
+    is_over = threading.Event()
+
+    def change() -> None:
+        while not is_over.is_set():
+            for node, payload in statuses.items():
+                others.on_status(node, payload)
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert len(others.online()) == 50
+    finally:
+        sys.setswitchinterval(interval_s)
+        is_over.set()
+        thread.join()
 
 
 def test_who_goes_for_another_is_told_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:

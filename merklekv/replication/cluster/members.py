@@ -23,7 +23,7 @@ and from these follow
 `stable_through` is, for each member, the last GC horizon that covers it: all members have applied its writes up to
 there.  It stays when the member is removed.  If a record from before that time is not there any more, it was deleted,
 unless the member lost the write itself: then it is in one of its lost-write intervals (lost_writes.py), which are known
-as far as its writes are applied.  `removed` keeps `applied_through` of each removed member.
+as far as its writes are applied.  `removed` keeps `applied_through` of each removed member, `removed_at` when that was.
 
 A stale record is re-deleted by a tombstone with a timestamp in the past (sync/), which members that reported before did
 not apply.  `redeleted` says when each member last did this.  It is part of the view, so the horizon rests until all
@@ -38,10 +38,12 @@ unknown, so this node's `stable` is then 0, which holds back every horizon of th
 ends when the member is added again, or by `remove`.
 
 Whoever may publish at the broker can announce nodes that do not exist.  So no more than UNMET_MAX members are there
-without an exchange or an event of theirs.  A node that finds no room becomes a member by its first exchange or event.
-If nodes then know different members, their views differ, and the horizon rests.
+without an exchange or an event of theirs; one whose times are too far ahead to be believed counts as such, too.  A node
+that finds no room becomes a member by its first exchange or event.  If nodes then know different members, their views
+differ, and the horizon rests.
 
-A silent member may still have what others have deleted, so only `remove` removes a member, for good.  Some members may
+A silent member may still have what others have deleted, so only `remove` removes a member, for good: the last
+REMOVED_MAX are kept in mind, and one from before would be a new member.  Some members may
 have applied writes of it that others lack and that are older than what these have applied of each other.  So nothing
 that was applied before is confirmed beyond what was applied of the removed member, until there was an exchange with a
 node that has removed it, too.
@@ -53,7 +55,7 @@ callers hold the engine's lock.  Cost: microseconds for tens of members.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
@@ -82,15 +84,15 @@ from merklekv.replication.plain_cbor import Fields, Malformed, decode_map, row_o
 
 T = TypeVar("T")
 
-TABLE_VERSION: Final = 6
+TABLE_VERSION: Final = 7
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
-UNMET_MAX: Final = 100  # of these: members that no node that told of them has exchanged with
+UNMET_MAX: Final = 100  # of these: members of which nobody has told a time, or a believable one
 REMOVED_MAX: Final = 1000
 DESCRIBED_MAX: Final = MEMBERS_MAX + REMOVED_MAX
 REASON_SIZE_MAX: Final = 1000
 CONTACT_MAX: Final = 1e12  # s
-TABLE_ITEMS_MAX: Final = 150_000  # CBOR items of a stored table; the fullest one has 133,000
+TABLE_ITEMS_MAX: Final = 150_000  # CBOR items of a stored table; the fullest one has 137,000
 UNKNOWN_STORE_ID: Final = b""  # of a member without an exchange so far
 _WHO: Final = ("node", "store_id")  # how a row names a member
 _UNREADABLE: Final = "unreadable+"  # begins the name of an unreadable row; no node id has a '+'
@@ -166,6 +168,7 @@ class MemberMaps:
 
     max_gc_horizon: int = 0  # ns
     removed: dict[Identity, int] = field(default_factory=dict)  # ns: `applied_through` of each removed member
+    removed_at: dict[Identity, int] = field(default_factory=dict)  # ns: when, of these
     stable_through: dict[Identity, int] = field(default_factory=dict)  # ns
     lost_writes: dict[Identity, LostWrites] = field(default_factory=dict)
     redeleted: dict[Identity, int] = field(default_factory=dict)  # ns of the member's clock
@@ -216,14 +219,14 @@ class MemberTable(MemberMaps):
         """All times, ns, that the node says of a member in its maps."""
         if (row := self.rows.get(who)) is not None:
             yield from (row.applied_through, row.confirmed_through, row.report.closed, row.report.stable)
-        for times in (self.removed, self.stable_through, self.redeleted):
+        for times in (self.removed, self.removed_at, self.stable_through, self.redeleted):
             yield times.get(who, 0)
         for interval in self.lost_writes.get(who, NO_LOST_WRITES):
             yield from (interval.after, interval.until, interval.missed_through)
 
     def beyond(self, latest: int) -> dict[Identity, int]:
         """The members of which the node says a time beyond `latest`, ns, with the largest such time."""
-        maps = (self.rows, self.removed, self.stable_through, self.redeleted, self.lost_writes)
+        maps = (self.rows, self.removed, self.removed_at, self.stable_through, self.redeleted, self.lost_writes)
         largest = {who: max(self.times_of(who)) for who in set[Identity]().union(*maps)}
         return {who: time for who, time in largest.items() if time > latest}
 
@@ -233,6 +236,7 @@ class MemberTable(MemberMaps):
             self,
             rows=self.rows | dict.fromkeys(self.rows.keys() & who, NO_ROW),
             removed=_without(self.removed, who),
+            removed_at=_without(self.removed_at, who),
             stable_through=_without(self.stable_through, who),
             lost_writes=_without(self.lost_writes, who),
             redeleted=_without(self.redeleted, who),
@@ -251,6 +255,7 @@ class MemberTable(MemberMaps):
                 for who, row in sorted(self.rows.items())
             ],
             "removed": _plain_times(self.removed),
+            "removed_at": _plain_times(self.removed_at),
             "stable_through": _plain_times(self.stable_through),
             "redeleted": _plain_times(self.redeleted),
             "refused": [list(one) for _, one in sorted(self.refused.items())],
@@ -280,6 +285,7 @@ def decode_table(given: Fields, on_unreadable: Callable[[Any, Malformed], None] 
         rows,
         max_gc_horizon=given.number("max_gc_horizon"),
         removed=_decode_times(given, "removed", REMOVED_MAX),
+        removed_at=_decode_times(given, "removed_at", REMOVED_MAX),
         stable_through=_decode_times(given, "stable_through", DESCRIBED_MAX),
         lost_writes={_who(one): decode_lost_writes(one) for one in lost},
         redeleted=_decode_times(given, "redeleted", DESCRIBED_MAX),
@@ -474,7 +480,8 @@ class Members(MemberMaps):
         is_known = who in self._others if store_id else bool(known)
         added = not is_known and not self.is_removed(node, store_id) and node != self.identity.node
         if added:
-            if not has_written and not self._unmet_room(self._others):
+            takes_a_place = Identity(node, UNKNOWN_STORE_ID) not in self._others  # or it takes its own
+            if takes_a_place and not has_written and not self._unmet_room(self._others):
                 raise TooManyMembers(f"{UNMET_MAX} members have not exchanged yet: it becomes one when it does")
             self._add({who})
         for other in [who] if store_id else known or [who]:
@@ -483,10 +490,10 @@ class Members(MemberMaps):
                 member.contact = max(member.contact, now)
         return added
 
-    def remove(self, node: str, store_id: bytes = UNKNOWN_STORE_ID) -> list[Identity]:
+    def remove(self, node: str, store_id: bytes = UNKNOWN_STORE_ID, now: int = 0) -> list[Identity]:
         """Remove a member for good.  The store id says which, if several have had this node id.
 
-        An unreadable row goes by its name.  Returns the removed members.  Raises UnknownMember, TooManyMembers.
+        `now`: ns.  An unreadable row goes by its name.  Returns the removed members.  Raises UnknownMember.
         """
         if self.unreadable.pop(node, None) is not None:
             return []
@@ -497,7 +504,7 @@ class Members(MemberMaps):
         if len(found) > 1:
             store_ids = ", ".join(sorted(who.store_id.hex() for who in found))
             raise UnknownMember(f"{node}: several members have had this id; say which store id: {store_ids}")
-        self._remove(set(found))
+        self._remove(dict.fromkeys(found, now))
         return found
 
     def add_members_of(self, peer: MemberTable) -> None:
@@ -512,7 +519,7 @@ class Members(MemberMaps):
         unmet = sorted(who for who in new if peer.rows.get(who) == NO_ROW)
         new -= {*unmet[self._unmet_room(rest) :]}
         self._everyone(new, gone)  # first: where there is no room for those, the others stay
-        self._remove(gone)
+        self._remove({who: peer.removed_at.get(who, 0) for who in peer.removed})
         self._add(new)
         for who, report in reports.items():
             if (member := self._others.get(who)) is not None:
@@ -612,16 +619,19 @@ class Members(MemberMaps):
         store_ids = {who.store_id for who in everyone if who.store_id}
         self.unreadable = {name: row for name, row in self.unreadable.items() if row.store_id not in store_ids}
 
-    def _remove(self, gone: Set[Identity]) -> None:
-        if len(self.removed.keys() | gone) > REMOVED_MAX:
-            raise TooManyMembers(f"more than {REMOVED_MAX} members removed")
-        members = {who: self._others.pop(who, None) for who in gone - self.removed.keys() - {self.identity}}
+    def _remove(self, gone: Mapping[Identity, int]) -> None:
+        """Remove members, and keep in mind the last REMOVED_MAX, as all nodes do.  `gone` says when, ns."""
+        new = gone.keys() - self.removed.keys() - {self.identity}
+        at = {who: max(gone.get(who, 0), self.removed_at.get(who, 0)) for who in self.removed.keys() | new}
+        last = sorted(at, key=lambda who: (at[who], who))[-REMOVED_MAX:] if len(at) > REMOVED_MAX else at
+        self.removed_at = {who: at[who] for who in last}
+        members = {who: self._others.pop(who, None) for who in new if who in self.removed_at or who in self._others}
         if not members:
             return
         applied = {who: member.applied_through if member else 0 for who, member in members.items()}
         for other in self._others.values():
             other.confirmed_through = min(other.confirmed_through, *applied.values())
-        self.removed |= applied
+        self.removed = {who: through for who, through in (self.removed | applied).items() if who in self.removed_at}
         self._add(set())
         for who in members if len(self.refused_records) else ():
             self.refused_records.update(who.node, ())  # no exchange with it will say that these are gone

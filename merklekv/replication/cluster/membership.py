@@ -23,7 +23,7 @@ from merklekv.replication.cluster.storage import store_members
 
 log = logging.getLogger(__name__)
 
-WRITERS_MAX: Final = 10_000  # remembered by name; messages may name any number
+WRITERS_MAX: Final = 10_000  # remembered; messages may name any number
 
 
 class Membership:
@@ -33,7 +33,7 @@ class Membership:
         self._engine = engine
         self._members = members
         self._throttle = LogThrottle(log)
-        self._writers: set[str] = set()  # nodes whose events were accepted since the start
+        self._writers: set[tuple[str, str]] = set()  # nodes and store ids that became members by their events
 
     # -- queries -------------------------------------------------------------------------------------------------------
 
@@ -76,8 +76,9 @@ class Membership:
         """
         self._add(statuses, has_written=False)
 
-    def _add(self, statuses: Sequence[Status], has_written: bool) -> None:
-        added = False
+    def _add(self, statuses: Sequence[Status], has_written: bool) -> bool:
+        """Whether all could be added, or are there."""
+        added, is_whole = False, True
         with self._engine.lock:
             for status in statuses:
                 try:
@@ -87,14 +88,16 @@ class Membership:
                     )
                 except TooManyMembers as problem:
                     self._warn_no_member(status, problem)
+                    is_whole = False
             if not added:
-                return
+                return is_whole
             try:
                 store_members(self._engine, self._members)
             except Shortage as problem:
                 self._warn_no_member(statuses[0], problem)
-                return
+                return False
         self._engine.commit()
+        return is_whole
 
     def _warn_no_member(self, status: Status, problem: Exception) -> None:
         text = "node %(peer)s is no member yet: %(reason)s"
@@ -105,12 +108,12 @@ class Membership:
 
         Otherwise the horizon would pass writes that are here without waiting for their writer.
         """
-        if node in self._writers:
+        writer = (node, store_id)
+        if writer in self._writers or not self._add([Status(node, ONLINE, store_id=store_id)], has_written=True):
             return
-        self._add([Status(node, ONLINE, store_id=store_id)], has_written=True)
         if len(self._writers) >= WRITERS_MAX:
             self._writers.clear()  # those that go on writing come back
-        self._writers.add(node)
+        self._writers.add(writer)
 
     def record_contact(self, node: str, store_id: bytes = UNKNOWN_STORE_ID, address: str = "") -> None:
         """There was an exchange with a member just now."""
@@ -120,7 +123,7 @@ class Membership:
     def remove(self, node: str, store_id: str = "") -> None:
         """Remove a member for good, durably.  `store_id` (hex) says which, if several have had this node id.
 
-        An unreadable row goes by its name.  Raises UnknownMember, TooManyMembers, InvalidArgument, Shortage.
+        An unreadable row goes by its name.  Raises UnknownMember, InvalidArgument, Shortage.
         """
         given = _parse_store_id(store_id)
         if store_id and given == UNKNOWN_STORE_ID:
@@ -129,7 +132,7 @@ class Membership:
             own = self._members.identity
             if node == own.node and given in (UNKNOWN_STORE_ID, own.store_id):
                 raise InvalidArgument(f"{node} is this node itself: ask another one to forget it")
-            removed = self._members.remove(node, given)
+            removed = self._members.remove(node, given, self._engine.clock.closing())
             store_members(self._engine, self._members)
         self._engine.flush()
         for who in removed:

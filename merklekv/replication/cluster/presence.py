@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -87,8 +86,9 @@ class Presence:
 
     `on_change` gets the status of a node that is new, came, went or was removed, or moved.
 
-    Each node says its status again and again.  So of more than NODES_MAX the one goes that has been silent for longest:
-    false statuses that the broker retains do not keep a node out.
+    Each node says its status again and again.  So of more than NODES_MAX the one goes that has been silent for longest,
+    and before all others one of which only a status is known that the broker has retained: false ones that it retains
+    do not keep a node out, nor push one out.
     """
 
     def __init__(self, own: str, epoch: str, on_change: Callable[[Status], None]) -> None:
@@ -97,10 +97,16 @@ class Presence:
         self._own = own
         self._epoch = epoch
         self._on_change = on_change
-        self.nodes = OrderedDict[str, Status]()  # of the other nodes, the last ones, in the order in which these came
+        self.nodes: dict[str, Status] = {}  # of the other nodes, the last ones
+        # The order is apart, for the thread that changes it: others may copy `nodes` meanwhile.
+        self._unheard: dict[str, None] = {}  # nodes with a retained status only, in the order in which these came
+        self._heard: dict[str, None] = {}  # the others, in the order of their last ones
 
-    def on_status(self, node: str, payload: bytes) -> None:
-        """A message came on a node's status topic; an empty one says that the node was removed."""
+    def on_status(self, node: str, payload: bytes, *, retained: bool = False) -> None:
+        """A message came on a node's status topic; an empty one says that the node was removed.
+
+        `retained`: it is from before this node has subscribed.
+        """
         status = decode_status(node, payload)
         if node == self._own:
             if status is not None and status.epoch == self._epoch:
@@ -111,9 +117,14 @@ class Presence:
         known = self.nodes.get(node)
         if status is not None:
             if known is None and len(self.nodes) >= NODES_MAX:
-                self._forget(next(iter(self.nodes)))
+                self._forget(next(iter(self._unheard or self._heard)))
             self.nodes[node] = status
-            self.nodes.move_to_end(node)
+            if not retained:
+                self._unheard.pop(node, None)
+                self._heard.pop(node, None)
+                self._heard[node] = None
+            elif node not in self._heard:
+                self._unheard[node] = None
             if known is None or known.identity != status.identity:
                 self._on_change(status)
         elif known and not payload:
@@ -122,6 +133,8 @@ class Presence:
     def _forget(self, node: str) -> None:
         """A node is known no longer."""
         known = self.nodes.pop(node)
+        self._unheard.pop(node, None)
+        self._heard.pop(node, None)
         if known.state == ONLINE:
             self._on_change(replace(known, state=OFFLINE))
 

@@ -63,11 +63,12 @@ def restamped_members(stored: bytes, now: int, *, is_lone: bool) -> tuple[Member
     node = node_of(stored)
     former = Members.restore(stored, node).identity
     members = Members.restore(cbor2.dumps(_lowered(cbor2.loads(stored), now)), node, anew=True)
-    members.remove(former.node, former.store_id)
+    members.remove(former.node, former.store_id, now)
     # An exception is to what was applied, and of what is after `now` nothing is: no record would end this one.
     members.refused = {at: one for at, one in members.refused.items() if timestamp_of(one.version) <= now}
     if is_lone:
         members.removed.clear()  # or it would keep tombstones from now on
+        members.removed_at.clear()
     return members, former
 
 

@@ -376,7 +376,7 @@ class BrokerSession:
     def _on_status(self, node: str, received: Received) -> None:
         presence = self._presence
         duplicates = presence.duplicates
-        presence.on_status(node, received.payload)
+        presence.on_status(node, received.payload, retained=received.retained)
         self._pubsub.is_wanted = presence.listeners > 0
         if presence.is_online(node):
             self._regroup.discard(node)

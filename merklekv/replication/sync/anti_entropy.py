@@ -7,10 +7,11 @@
 
 There is one exchange at a time with a peer.  When both nodes begin at once, the one with the larger id is refused, and
 tries again a moment later.  So is that of a third node while an exchange goes on in which something differs: it could
-move the GC horizon, and the other would begin again.  After EXCLUSIVE_S it is let in, and an exchange of the thread
-ends if another peer is due: what it has merged stays, and it goes on later.  Between two steps the thread rests, so
-repair takes at most the set share of the time of both nodes; SYNC does not rest, because its caller waits.
-After an exchange the thread collects the tombstones below the GC horizon, with the same rests.
+move the GC horizon, and the other would begin again.  After EXCLUSIVE_S it is let in, and an exchange of the thread is
+cut if another peer is due: what it has merged stays, and it goes on later.  A first copy begins again, so each time it
+has twice as long.  Between two steps the thread rests, so repair takes at most the set share of the time of both nodes;
+SYNC does not rest, because its caller waits.  After an exchange the thread collects the tombstones below the GC
+horizon, with the same rests.
 
 Any thread may call `on_status` and `wake`, which do not wait for data or network.  `stop` cuts the exchanges under way;
 one that hangs in a name look-up or a connect does not touch the engine any more.
@@ -52,6 +53,7 @@ BUSY_PATIENCE_S: Final = 60.0  # of SYNC
 RETRY_S: Final = 1.0
 AWAITED_TRIES: Final = 3
 STATUSES_MAX: Final = 10  # taken at once; in a large cluster each holds the engine's lock for a few ms
+EXCHANGE_TIMEOUT_S: Final = 30.0  # for one answer; a peer that hangs keeps the others waiting for so long
 DELETIONS_MAX: Final = 20_000  # since the last exchange with a peer: their tombstones wait for the next one
 LOOK_S: Final = 1.0  # how often they are looked at
 _ELSEWHERE: Final = "node {} announces it and has to announce another one: set replication.advertise_address there"
@@ -306,7 +308,7 @@ class AntiEntropy:
             self._served += 1
             self._exchanged_at = time.monotonic()
             for peer in self._peers.of(identity.node):
-                if peer.node and peer.address not in self._running:
+                if peer.node == identity.node and peer.address not in self._running:
                     peer.mark_in_sync()
                     peer.tombstones = self._engine.tombstone_count
                     peer.schedule.serve(time.monotonic())
@@ -357,13 +359,13 @@ class AntiEntropy:
     ) -> ExchangeReport:
         """One exchange to its end; its peer shows the outcome.
 
-        `gives_way`: it ends after EXCLUSIVE_S if another peer is due.
+        `gives_way`: it is cut after EXCLUSIVE_S, and twice as long each time, if another peer is due.
         """
         self._engine.begin()  # a thread of SYNC may have met a shortage in its last exchange
         with self._turn(address) as peer:
             tombstones, began = self._engine.tombstone_count, time.monotonic()
             try:
-                report = self._carry_out(address, share_percent, full, verify, gives_way)
+                report = self._carry_out(peer, address, share_percent, full, verify, gives_way)
             except (Stopped, StorageFailed):
                 raise
             except Exception as error:
@@ -398,7 +400,9 @@ class AntiEntropy:
                 self._transports.pop(address, None)
                 self._changed.notify_all()
 
-    def _carry_out(self, address: str, share_percent: int, full: bool, verify: bool, gives_way: bool) -> ExchangeReport:
+    def _carry_out(
+        self, peer: ExchangePeer, address: str, share_percent: int, full: bool, verify: bool, gives_way: bool
+    ) -> ExchangeReport:
         transport = self._connect(*parse_address(address))
         initiator = Initiator(self._engine, self._members, self._cluster, full=full, verify=verify)
         steps = initiator.steps()
@@ -417,8 +421,9 @@ class AntiEntropy:
                 now = time.monotonic()
                 with self._changed:
                     self._running[address] = initiator.report.node
-                    has_had_its_time = now - self._answered.setdefault(address, now) > EXCLUSIVE_S
-                    if gives_way and has_had_its_time and self._peers.next_due(now) is not None:
+                    has_had_its_time = now - self._answered.setdefault(address, now) > EXCLUSIVE_S * 2**peer.cuts
+                    if gives_way and has_had_its_time and self._peers.wait_s(now) == 0:
+                        peer.cuts += 1
                         raise ExchangeRefused(BUSY, "another node waits for its exchange")
                 self._rest(began, share_percent)
         except MerkleKVError as error:
@@ -436,10 +441,10 @@ class AntiEntropy:
         why = error.why if isinstance(error, ExchangeRefused) else ""
         now = time.monotonic()
         with self._changed:
-            self._peers.rest_doubtful(now, lasted_s)
             if why == BUSY:
                 peer.schedule.put_off(now)
                 return
+            self._peers.rest_doubtful(now, min(lasted_s, EXCHANGE_TIMEOUT_S))
             if why == ITSELF and peer.configured:
                 self._peers.drop(peer.address)
                 return

@@ -5,8 +5,8 @@ node is at a configured address; after that the address which this node announce
 NODES_MAX nodes, so no more are online; at so many peers those that are offline go.
 
 Anyone may announce any address.  So an address counts as long as one node announces it, and a false status takes no
-peer away.  And peers that hang cost the others little: who has failed less often is tried first, and after a failure
-all doubtful peers, which failed or never succeeded, rest for as long as it took, if there are others.
+peer away.  And peers that hang cost the others little: who has failed often waits longer for its turn, and after a
+failure all doubtful peers, which failed or never succeeded, rest for as long as it took, if there are others.
 
 Not locked.
 """
@@ -40,6 +40,7 @@ class ExchangePeer:
     totals: Counter[str] = field(default_factory=Counter)  # TOTALS, of the exchanges that this node began
     duration_s: float = 0.0  # of the last complete one
     succeeded_at: float = 0.0  # wall clock, s; 0: never
+    cuts: int = 0  # how often an exchange took too long since then, so that others had their turn
     in_sync: bool = False  # as of the last exchange, with no reason since to think otherwise
     tombstones: int = 0  # how many this node had at the last exchange, or the fewest since
     error: str = ""  # of the last one, if it failed
@@ -65,7 +66,7 @@ class ExchangePeer:
     def mark_in_sync(self) -> None:
         """Both nodes hold the same, or did a moment ago."""
         self.succeeded_at = time.time()
-        self.in_sync, self.error = True, ""
+        self.in_sync, self.error, self.cuts = True, "", 0
 
     def fail(self, error: str) -> None:
         """An exchange did not begin, was refused, or was cut."""
@@ -130,9 +131,12 @@ class ExchangePeers:
         self._doubtful_from = max(self._doubtful_from, now + lasted_s)
 
     def next_due(self, now: float) -> ExchangePeer | None:
-        """Of the peers that are due the one with the fewest failures in a row that has waited longest; or None."""
-        due = [(peer.schedule.failures, at, peer) for at, peer in self._idle() if at <= now]
-        return min(due, key=lambda one: one[:2])[2] if due else None
+        """Of the peers that are due the one that has waited longest; each failure in a row halves its time.  Or None.
+
+        So peers that hang keep few others waiting, and many that do not hang keep none waiting for ever.
+        """
+        due = [peer for at, peer in self._idle() if at <= now]
+        return max(due, key=lambda peer: peer.schedule.priority(now), default=None)
 
     def wait_s(self, now: float) -> float | None:
         """Seconds until the next peer is due; None without peers to wait for."""

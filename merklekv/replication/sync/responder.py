@@ -138,10 +138,12 @@ class Responder:
         if self._has_begun(peer.node) and own.node < peer.node and not self.is_serving(peer.node):
             raise ExchangeRefused(BUSY, f"node {own.node} has just begun an exchange by itself")
         before = self._members.applied_through(who)
-        answer = yield from serve(fields, peer)
+        try:
+            answer = yield from serve(fields, peer)
+        finally:  # it may be complete, and its initiator gone before the answer is ready
+            if self._members.applied_through(who) > before:
+                self._on_served(who)
         self._keep_serving(peer.node)
-        if self._members.applied_through(who) > before:
-            self._on_served(who)
         return answer
 
     def _hello(self, fields: Fields, peer: Hello) -> Slices[bytes]:

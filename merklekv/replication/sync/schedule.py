@@ -24,6 +24,7 @@ REST_S: Final = 1.0  # between two exchanges with one peer, however often it is 
 NUDGE_S: Final = 3.0
 RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 300.0
+HALVINGS_MAX: Final = 8
 PUT_OFF_S: Final = 1.0
 COUNTED_WORK_MAX_S: Final = 1.0
 
@@ -40,6 +41,10 @@ class Schedule:
         self._woken = False  # since the last exchange began
         self._interval_s = interval_s
         self._chance = chance
+
+    def priority(self, now: float) -> float:
+        """How long it has been due, s; half of that for each failure in a row."""
+        return (now - self.due) * 0.5 ** min(self.failures, HALVINGS_MAX)
 
     def wake(self, now: float) -> None:
         """There may be something to repair with this peer: exchange soon."""
