@@ -13,7 +13,7 @@ from typing import Final, Self
 from .input_path import Finding, InputPath, Scene
 
 FIRST_INPUTS: Final = 2000  # of a path, before it is the turn of the next
-ROUND_INPUTS: Final = 5000  # likewise, when all had their first turn
+ROUND_INPUTS: Final = 20_000  # likewise, when all had their first turn
 
 
 def say(text: str) -> None:

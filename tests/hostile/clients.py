@@ -313,7 +313,7 @@ class Scripts(Resp):
     name = "scripts"
     share = 0.5
     is_measured = False
-    memory_room = 192 << 20  # a script may hold 64 MiB, which do not come back in one piece; the compiled ones stay
+    memory_room = 80 << 20  # a script may hold 64 MiB, which do not come back in one piece; the compiled ones stay
 
     def is_broken(self, seed: int) -> bool:
         return False

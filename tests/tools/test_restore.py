@@ -151,6 +151,18 @@ def test_damage_in_a_directory(tmp_path: Path) -> None:
     is_refused(tmp_path / "backup", tmp_path, "damaged", "unique key")
 
 
+def test_a_table_of_members_that_is_damaged_keeps_nobody_from_the_records(tmp_path: Path) -> None:
+    with opened(tmp_path / "data") as engine:
+        engine.set(b"a", b"1")
+        engine.put_metadata(b"members", b"\xff")
+    succeeds("backup", tmp_path / "data", tmp_path / "backup")
+    done = run("restore", tmp_path / "backup", tmp_path / "restored")
+    assert done.returncode == 0
+    assert b"restored: the table of members cannot be read" in done.stderr
+    assert b"all records are there" in done.stderr
+    assert contents(tmp_path / "restored") == contents(tmp_path / "data")
+
+
 @pytest.mark.parametrize("name", ["BACKUP", "FORMAT", "base/data.mdb"])
 def test_a_pipe_in_the_place_of_a_file(name: str, directory: Path, tmp_path: Path) -> None:
     (directory / name).unlink()

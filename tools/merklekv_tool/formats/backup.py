@@ -187,15 +187,16 @@ def description_of(data: bytes, name: str) -> dict[str, Any]:
     return description  # type: ignore[no-any-return]
 
 
-def examine(draft: Path, description: dict[str, Any], name: str, update: Update) -> None:
-    """Checks a copy of a backup, and compares it with its description. Raises BackupError."""
+def examine(draft: Path, description: dict[str, Any], name: str, update: Update) -> dict[bytes, bytes]:
+    """Checks a copy of a backup, and compares it with its description. Returns its metadata. Raises BackupError."""
     problems = check_directory(draft, update)
     if problems:
         raise BackupError(f"{name}: damaged: {problems[0]}")
     with _opened(draft) as engine:
-        found = engine.root().hex()
+        found, metadata = engine.root().hex(), dict(engine.metadata)
     if found != description["root"]:
         raise BackupError(f"{name}: holds other data than its description says: its root is {found}")
+    return metadata
 
 
 def files(directory: Path) -> list[str]:

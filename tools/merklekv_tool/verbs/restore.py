@@ -16,7 +16,8 @@ import typer
 
 from merklekv_tool.arguments import AsJson
 from merklekv_tool.errors import FileError
-from merklekv_tool.output import progress, say_result
+from merklekv_tool.output import note, progress, say_result
+from merklekv_tool.verbs.verify import metadata_violations
 
 EXAMPLES: Final = """
 Examples:
@@ -54,11 +55,13 @@ def restore(
             with progress(f"copy {source.name}", of_bytes=True) as update:
                 description = backups.unpack(source, draft, update)
             with progress("check the copy", of_bytes=True) as update:
-                backups.examine(draft, description, backup, update)
+                metadata = backups.examine(draft, description, backup, update)
             if new_node_id:
                 (draft / NODE_ID_FILE).unlink(missing_ok=True)
             read_node_id(draft)
             backups.publish(draft, target)
+    for problem in metadata_violations(metadata):
+        note(f"{directory}: {problem}; all records are there")
     seconds = round(time.monotonic() - began, 3)
     say_result(
         {"directory": directory, "backup": backup, **description, "seconds": seconds},
