@@ -106,6 +106,10 @@ class Fields:
             raise Malformed(f"{name} is {kind_of(item)}, not a map")
         self._item: dict[Any, Any] = item
 
+    def __contains__(self, name: str) -> bool:
+        """Whether it has this field, for one that an earlier release does not write."""
+        return name in self._item
+
     def number(self, name: str, limit: int = NUMBER_MAX) -> int:
         """A number from 0 to `limit`."""
         item: int = self._typed(name, int, "a number")

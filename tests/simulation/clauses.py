@@ -73,7 +73,7 @@ ROW_SEEDS: Final = {
     "3 refused": ("v48",),
     "4 not applied": ("groups-0",),
     "5 above every horizon": ("unseen-1",),
-    "6 holder behind": ("r4",),
+    "6 holder behind": ("r8",),
     "7 not stable": ("detour-6",),
 }
 

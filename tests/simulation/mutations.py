@@ -413,7 +413,7 @@ def _() -> tuple[Change, ...]:
 # -- refused records ---------------------------------------------------------------------------------------------------
 
 
-@mistake("what was refused counts as applied", "v", "outgrown-10")
+@mistake("what was refused counts as applied", "v", "outgrown-9")
 def _() -> tuple[Change, ...]:
     return (silenced(Members.merge_refused),)
 
@@ -427,7 +427,7 @@ def _() -> tuple[Change, ...]:
     return (replaced(unite, own),)
 
 
-@mistake("a refusal outlives its record", "v", "outgrown-38")
+@mistake("a refusal outlives its record", "v", "outgrown-34")
 def _() -> tuple[Change, ...]:
     def both(one: Exceptions, _: Through, two: Exceptions, __: Through) -> Exceptions:
         return by_key([*one.values(), *two.values()])

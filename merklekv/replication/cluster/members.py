@@ -84,7 +84,7 @@ from merklekv.replication.plain_cbor import Fields, Malformed, decode_map, row_o
 
 T = TypeVar("T")
 
-TABLE_VERSION: Final = 7
+TABLE_VERSION: Final = 6
 VIEW_SIZE: Final = 8
 MEMBERS_MAX: Final = 1000
 UNMET_MAX: Final = 100  # of these: members of which nobody has told a time, or a believable one
@@ -285,7 +285,7 @@ def decode_table(given: Fields, on_unreadable: Callable[[Any, Malformed], None] 
         rows,
         max_gc_horizon=given.number("max_gc_horizon"),
         removed=_decode_times(given, "removed", REMOVED_MAX),
-        removed_at=_decode_times(given, "removed_at", REMOVED_MAX),
+        removed_at=_decode_times(given, "removed_at", REMOVED_MAX) if "removed_at" in given else {},
         stable_through=_decode_times(given, "stable_through", DESCRIBED_MAX),
         lost_writes={_who(one): decode_lost_writes(one) for one in lost},
         redeleted=_decode_times(given, "redeleted", DESCRIBED_MAX),

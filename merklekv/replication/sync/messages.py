@@ -41,7 +41,7 @@ from merklekv.replication.cluster.members import NO_REPORT, TABLE_ITEMS_MAX, Ide
 from merklekv.replication.plain_cbor import Fields, Malformed, decode_map
 
 MAGIC: Final = b"MKX"
-EXCHANGE_VERSION: Final = 8
+EXCHANGE_VERSION: Final = 7
 _HEAD: Final = MAGIC + bytes((EXCHANGE_VERSION,))
 _CHECKSUM_SIZE: Final = 8
 ROOT_SIZE: Final = 32
