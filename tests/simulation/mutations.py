@@ -418,7 +418,7 @@ def _() -> tuple[Change, ...]:
     return (silenced(Members.merge_refused),)
 
 
-@mistake("what others have refused is not inherited", "v", "outgrown-10")
+@mistake("what others have refused is not inherited", "v", "outgrown-88")
 def _() -> tuple[Change, ...]:
     def own(one: Exceptions, one_through: Through, two: Exceptions, two_through: Through) -> Exceptions:
         united = unite(one, one_through, two, two_through)
